@@ -1,0 +1,225 @@
+"""The architecture, and the only place that knows it: a model is a list of layers, a layer is four facts.
+
+Kernels, caches, accounting, file formats and analysis all read `LayerSpec`s. No torch here, and nothing about how a
+model is trained.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from rnope.errors import ConfigError, unknown
+
+Position = Literal["rope", "nope"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSpec:
+    """What one attention layer does: position, theta, window and QK-Norm, chosen independently."""
+
+    position: Position
+    """``"rope"`` rotates queries and keys over interleaved pairs; ``"nope"`` leaves them as they are."""
+    theta: float | None = None
+    """Base of the rotary frequencies; None exactly where there is no rotation."""
+    window: int | None = None
+    """How many keys a query sees, *itself included*: key j for query i iff ``0 <= i - j < window``. None: all before it."""
+    qk_norm: bool = False
+    """LayerNorm on queries and keys, per head, before the rotation (paper 2.1, variant 2)."""
+
+    def __post_init__(self) -> None:
+        if self.position not in ("rope", "nope"):
+            raise unknown("position", self.position, "position", ("rope", "nope"))
+        if self.position == "rope" and (self.theta is None or not self.theta > 1):
+            raise ConfigError("theta", self.theta, "a RoPE layer needs a base above 1", "The paper pretrains with 10000.")
+        if self.position == "nope" and self.theta is not None:
+            raise ConfigError("theta", self.theta, "a NoPE layer has no rotation", "Leave theta out.")
+        if self.window is not None and self.window < 1:
+            raise ConfigError(
+                "window",
+                self.window,
+                "must be at least 1, since it counts the current token",
+                "Use 1 or more, or leave it out for full attention.",
+            )
+
+    @property
+    def kind(self) -> str:
+        """Short name for tables: ``rope``, ``nope``, with ``-window`` and ``+qk-norm`` where they apply."""
+        return self.position + ("-window" if self.window else "") + ("+qk-norm" if self.qk_norm else "")
+
+    def visible(self, context_tokens: int) -> int:
+        """Keys that the last of `context_tokens` queries sees, which is also what a cache must hold."""
+        return context_tokens if self.window is None else min(self.window, context_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Init:
+    """How a fresh model's weights are drawn (the paper does not say; see docs/LOG.md for what was tried)."""
+
+    embedding_std: float = 0.02
+    embedding_shared_std: float = 0.0
+    """Standard deviation of one random vector that is added to every token's embedding."""
+    matrix_gain: float = 1.0
+    """Linear weights are normal with standard deviation ``matrix_gain / sqrt(fan_in)``."""
+    tie_query_key: bool = False
+    """Start the last layer's keys as its queries (per key-value head, its first query head): "mimetic" initialisation."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_std", "embedding_shared_std", "matrix_gain"):
+            if not 0 <= getattr(self, name) < 1e6:
+                raise ConfigError(name, getattr(self, name), "must lie in 0 … 1e6", "Most models use 0.02 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A decoder of the Command R family: parallel blocks, one bias-free LayerNorm each, tied embedding (table 1)."""
+
+    layers: tuple[LayerSpec, ...]
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ffn_width: int
+    """Width of gate and of up, each; table 1 of the paper counts both together (28,672)."""
+    vocab_size: int
+    logit_scale: float = 1.0
+    norm_eps: float = 1e-5
+    init: Init = field(default_factory=Init)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ConfigError("layers", [], "a model needs at least one layer", "Add a layer.")
+        for name in ("width", "heads", "kv_heads", "head_size", "ffn_width", "vocab_size"):
+            if not 1 <= getattr(self, name) < 2**31:
+                raise ConfigError(name, getattr(self, name), "must lie in 1 … 2^31", "See `rnope show 8b` for an example.")
+        if self.heads % self.kv_heads:
+            raise ConfigError(
+                "kv_heads",
+                self.kv_heads,
+                f"must divide the number of query heads, {self.heads}",
+                f"Use one of {', '.join(str(n) for n in range(1, min(self.heads, 4096) + 1) if self.heads % n == 0)}.",
+            )
+        if self.head_size % 2 and any(layer.position == "rope" for layer in self.layers):
+            raise ConfigError(
+                "head_size", self.head_size, "must be even where a layer is RoPE, which rotates pairs", "Add or take one."
+            )
+        if not 0 < self.logit_scale < 1e6 or not 0 < self.norm_eps < 1:
+            raise ConfigError("logit_scale, norm_eps", (self.logit_scale, self.norm_eps), "must be positive", "See size 8b.")
+
+    @classmethod
+    def variant(cls, name: str, size: str = "8b", **overrides: Any) -> "ModelConfig":
+        """A variant of the paper (SPEC V1 to V7) or a control (C1 to C3) at a named size.
+
+        Args:
+            name: one of `VARIANTS`.
+            size: one of `SIZES`.
+            overrides: any field of `ModelConfig` but ``layers``; and ``num_layers``, ``window``, ``theta``.
+
+        Raises:
+            ConfigError: an unknown name, or a number of layers that the variant's group does not divide.
+        """
+        if name not in VARIANTS:
+            raise unknown("variant", name, "variant", VARIANTS)
+        if size not in SIZES:
+            raise unknown("size", size, "size", SIZES)
+        chosen = SIZES[size] | overrides
+        for key in overrides:
+            if key not in SIZES["8b"]:
+                raise unknown(key, key, "override of a size", SIZES["8b"])
+        num_layers, window, theta = (chosen.pop(key) for key in ("num_layers", "window", "theta"))
+        return cls(layers=VARIANTS[name].layers(name, num_layers, window=window, theta=theta), **chosen)
+
+    def with_layers(self, layers: tuple[LayerSpec, ...]) -> "ModelConfig":
+        """The same model with other layer facts: what a stage does when it changes theta or a window."""
+        return replace(self, layers=layers)
+
+    @property
+    def thetas(self) -> tuple[float, ...]:
+        """The distinct rotary bases in use, ascending."""
+        return tuple(sorted({layer.theta for layer in self.layers if layer.theta is not None}))
+
+    def layer_table(self) -> str:
+        """The layers in order, equal neighbours counted together; what the model card and ``--dry-run`` print."""
+        rows = []
+        start = 0
+        for end in range(1, len(self.layers) + 1):
+            if end == len(self.layers) or self.layers[end] != self.layers[start]:
+                layer = self.layers[start]
+                numbers = str(start) if end - start == 1 else f"{start}–{end - 1}"
+                span = "full" if layer.window is None else f"window {layer.window:,}"
+                theta = "" if layer.theta is None else f" θ {layer.theta:,.10g}"
+                rows.append(f"{numbers:>7}  {layer.position}{theta}, {span}{', QK-Norm' if layer.qk_norm else ''}")
+                start = end
+        return "\n".join(rows)
+
+    def kinds(self) -> dict[str, int]:
+        """How many layers of each `LayerSpec.kind` there are."""
+        return dict(Counter(layer.kind for layer in self.layers))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A group of layer kinds, repeated; ``rope`` and ``nope`` see everything before them, ``swa`` is RoPE in a window."""
+
+    group: tuple[Literal["rope", "nope", "swa"], ...]
+    qk_norm: bool = False
+    theta: float | None = None
+    """A base that the variant's name states; None takes the size's."""
+    window_ratio: int = 1
+    """The variant's window over the size's: RNoPE-10k-swa has 8,192 where RNoPE-SWA has 4,096."""
+    summary: str
+
+    def layers(self, name: str, num_layers: int, *, window: int, theta: float) -> tuple[LayerSpec, ...]:
+        if not 1 <= num_layers < 2**16 or num_layers % len(self.group):
+            raise ConfigError(
+                "num_layers",
+                num_layers,
+                f"variant {name!r} repeats a group of {len(self.group)} layers",
+                f"Use a multiple of {len(self.group)}.",
+            )
+        base = theta if self.theta is None else self.theta
+        kinds = {
+            "rope": LayerSpec(position="rope", theta=base, qk_norm=self.qk_norm),
+            "nope": LayerSpec(position="nope", qk_norm=self.qk_norm),
+            "swa": LayerSpec(position="rope", theta=base, window=window * self.window_ratio, qk_norm=self.qk_norm),
+        }
+        return tuple(kinds[kind] for kind in self.group) * (num_layers // len(self.group))
+
+
+VARIANTS: dict[str, Variant] = {
+    "rope": Variant(group=("rope",), summary="every layer RoPE, full span: the paper's baseline"),
+    "qk-norm": Variant(group=("rope",), qk_norm=True, summary="the baseline with LayerNorm on queries and keys"),
+    "nope": Variant(group=("nope",), summary="no positional encoding, full span"),
+    "rnope": Variant(group=("nope", "rope"), summary="NoPE and RoPE in turn, all full span"),
+    "rnope-10k": Variant(group=("nope", "rope"), theta=1e4, summary="RNoPE fine-tuned with θ 10,000"),
+    "rnope-100k": Variant(group=("nope", "rope"), theta=1e5, summary="RNoPE fine-tuned with θ 100,000"),
+    "rnope-2m": Variant(group=("nope", "rope"), theta=2e6, summary="RNoPE fine-tuned with θ 2 million"),
+    "rnope-4m": Variant(group=("nope", "rope"), theta=4e6, summary="RNoPE fine-tuned with θ 4 million"),
+    "rnope-10k-swa": Variant(group=("nope", "swa"), window_ratio=2, summary="RNoPE-10k with its RoPE layers in a window"),
+    "rnope-swa": Variant(group=("swa", "swa", "swa", "nope"), summary="three windowed RoPE layers, then one full NoPE"),
+    "rnope-swa-1to1": Variant(group=("swa", "nope"), summary="RNoPE-SWA with one windowed layer to a full one"),
+    "rnope-swa-1to7": Variant(group=("swa",) * 7 + ("nope",), summary="RNoPE-SWA with seven windowed layers to a full one"),
+    "rnope-swa-full-first": Variant(group=("nope", "swa", "swa", "swa"), summary="RNoPE-SWA, its full layer first"),
+    "swa-rope": Variant(group=("swa", "swa", "swa", "rope"), summary="control: RNoPE-SWA's windows, RoPE in the full layer"),
+    "swa-only": Variant(group=("swa",), summary="control: every layer windowed"),
+    "rnope-1to3": Variant(group=("rope", "rope", "rope", "nope"), summary="control: RNoPE-SWA's ratio without windows"),
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    # Table 1 of the paper; logit_scale and the initialisation are assumed (Command R7B has 0.25 and 0.02).
+    "8b": dict(
+        num_layers=32, width=4096, heads=32, kv_heads=8, head_size=128, ffn_width=14336, vocab_size=256_000,
+        window=4096, theta=1e4, logit_scale=0.25, norm_eps=1e-5, init=Init(),
+    ),
+    # The comparison on two CPU cores. Cohere has no sqrt(width) on the embedding: a unit embedding and a logit scale
+    # of 1/sqrt(width) say the same.
+    "cpu": dict(
+        num_layers=4, width=64, heads=2, kv_heads=2, head_size=32, ffn_width=128, vocab_size=2048,
+        window=8, theta=1e4, logit_scale=0.125, norm_eps=1e-5,
+        init=Init(embedding_std=1.0, embedding_shared_std=1.0, tie_query_key=True),
+    ),
+    # For tests: grouped heads, both kinds of layer, and shapes that are all different.
+    "tiny": dict(
+        num_layers=4, width=32, heads=4, kv_heads=2, head_size=8, ffn_width=48, vocab_size=97,
+        window=5, theta=1e4, logit_scale=0.5, norm_eps=1e-5, init=Init(embedding_std=0.5),
+    ),
+}  # fmt: skip

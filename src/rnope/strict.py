@@ -77,6 +77,8 @@ def _value(hint: Any, value: object, path: str) -> Any:
         return from_plain(typing.cast(type[Any], hint), value, path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return float(value)
+    if hint is Any:
+        return value
     if hint in _SCALARS and type(value) is hint and not (hint is float and not math.isfinite(typing.cast(float, value))):
         if hint is int and abs(typing.cast(int, value)) >= 2**63:
             raise ConfigError(path, value, "must fit in 64 bits", "Use a smaller number.")

@@ -46,6 +46,11 @@ class LayerSpec:
         """Short name for tables: ``rope``, ``nope``, with ``-window`` and ``+qk-norm`` where they apply."""
         return self.position + ("-window" if self.window else "") + ("+qk-norm" if self.qk_norm else "")
 
+    def __str__(self) -> str:
+        span = "full" if self.window is None else f"window {self.window:,}"
+        theta = "" if self.theta is None else f" θ {self.theta:,.10g}"
+        return f"{self.position}{theta}, {span}{', QK-Norm' if self.qk_norm else ''}"
+
     def visible(self, context_tokens: int) -> int:
         """Keys that the last of `context_tokens` queries sees, which is also what a cache must hold."""
         return context_tokens if self.window is None else min(self.window, context_tokens)
@@ -143,11 +148,8 @@ class ModelConfig:
         start = 0
         for end in range(1, len(self.layers) + 1):
             if end == len(self.layers) or self.layers[end] != self.layers[start]:
-                layer = self.layers[start]
                 numbers = str(start) if end - start == 1 else f"{start}–{end - 1}"
-                span = "full" if layer.window is None else f"window {layer.window:,}"
-                theta = "" if layer.theta is None else f" θ {layer.theta:,.10g}"
-                rows.append(f"{numbers:>7}  {layer.position}{theta}, {span}{', QK-Norm' if layer.qk_norm else ''}")
+                rows.append(f"{numbers:>7}  {self.layers[start]}")
                 start = end
         return "\n".join(rows)
 

@@ -1,0 +1,126 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 2 the user's mistake (one message), 1 ours, 130 Ctrl-C."""
+
+import errno
+import os
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from rnope.config import Recipe, shipped_recipes
+from rnope.errors import UserError, unknown
+
+console = Console()
+
+
+class _Group(click.Group):
+    """A group that names the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            raise unknown("command", args[0], "command", self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="rnope")
+def app() -> None:
+    """Hybrid attention done right: train, ask and compare attention layouts of long-context language models."""
+
+
+@app.command(help=f"Train every arm of RECIPE, ask for needles far beyond the trained length, and write a page beside the "
+             f"paper's own numbers.\n\nRECIPE is one that ships ({', '.join(shipped_recipes())}) or a .toml file.")  # fmt: skip
+@click.argument("recipe")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for results, report and models [default: out/RECIPE]."
+              " Run again with the same folder to go on after an interruption.")  # fmt: skip
+@click.option("--corpus", help="Text to fill contexts with: a .txt, .md, .rst, .jsonl or .jsonl.gz file or a folder of "
+              "them [default: the English that Python itself carries].")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default=True,
+              help="Processes, one thread each.")  # fmt: skip
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE",
+              help="Change the recipe, for example stages.pretrain.steps=100. May be repeated.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the resolved plan (layers, stages, tokens, FLOPs, time) and stop.")
+def compare(
+    recipe: str, out: Path | None, corpus: str | None, workers: int, changes: tuple[str, ...], dry_run: bool
+) -> None:
+    resolved = Recipe.load(recipe, changes)
+    if dry_run:
+        from rnope.compare.preview import preview
+
+        click.echo(preview(resolved))
+        return
+    from rnope.compare.run import compare as run
+
+    folder = out or Path("out") / resolved.name
+    command = shlex.join(["rnope", *sys.argv[1:]])
+    run(resolved, corpus=corpus, out=folder, workers=workers, console=console, command=command)
+    click.echo(folder / "report.html")
+
+
+@app.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write page, Markdown and figures again from FOLDER/results.json."""
+    from rnope.report import write_report
+    from rnope.results import Results
+
+    for path in write_report(Results.load(folder / "results.json"), folder):
+        click.echo(path)
+
+
+@app.command()
+@click.argument("variant", required=False)
+@click.option("--size", default="8b", show_default=True, help="A named size: 8b (the paper's), cpu, tiny.")
+def layers(variant: str | None, size: str) -> None:
+    """Print what each layer of VARIANT does (none given: all variants), its parameters and its cache."""
+    from rnope.compare.preview import describe
+    from rnope.model.spec import VARIANTS
+
+    for name in [variant] if variant else list(VARIANTS):
+        click.echo(describe(name, size))
+
+
+def main() -> None:
+    """Entry point of ``rnope`` and ``python -m rnope``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; a user's mistake is one message on standard error."""
+    try:
+        app.main(arguments, prog_name="rnope", standalone_mode=False)
+        return 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} See `rnope --help`, or --help behind a command.")
+    except UserError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nStopped. Finished work is kept: run the same command again to go on.", err=True)
+        return 130
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            where = f" ({error.filename})" if error.filename else ""
+            return _fail(
+                f"{error.strerror}{where}. Finished work is kept: make room, or name another --out, and run again."
+            )
+        return _ours()
+    except Exception:
+        return _ours()
+
+
+def _fail(message: str) -> int:
+    click.echo(f"rnope: {message}", err=True)
+    return 2
+
+
+def _ours() -> int:
+    traceback.print_exc()
+    click.echo("rnope: this is a fault of rnope, not yours. Please report it with the lines above.", err=True)
+    return 1

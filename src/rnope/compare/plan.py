@@ -1,0 +1,210 @@
+"""What a recipe asks for, as jobs that need each other. A job's id is a digest of all that its result depends on.
+
+Arms whose stages begin alike share those stages' jobs: stages form a tree (SPEC T5).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rnope.config import Arm, Needles, Optimizer, Recipe, Stage
+from rnope.model.accounting import prefill_flops, training_flops
+from rnope.model.spec import ModelConfig
+from rnope.strict import to_plain
+
+FORMAT = 1
+"""Raised when code changes what a job's result means: old results are then not found again."""
+# Of one ordinary core in float32, for estimates only.
+_TRAINING_FLOPS_PER_SECOND = 3e10
+_STEP_SECONDS = 0.03
+_READING_FLOPS_PER_SECOND = 6e10
+_READING_SECONDS_PER_TOKEN = 3e-5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """Run one stage of `arm`'s chain."""
+
+    recipe: str
+    model: ModelConfig
+    """At the start of the chain, before any stage changed it."""
+    variant: str
+    stages: tuple[Stage, ...]
+    """The chain up to the stage to run, which is the last."""
+    optimizer: Optimizer
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """Needles of one row at one length."""
+
+    arm: str
+    seed: int
+    row: str
+    context_tokens: int
+    needles: Needles
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """Attention mass at one length."""
+
+    arm: str
+    seed: int
+    context_tokens: int
+    samples: int
+    needles: Needles
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One piece of work, on one thread."""
+
+    id: str
+    title: str
+    needs: str | None
+    """Id of the training that must come before."""
+    work: Train | Ask | Look
+    units: int
+    """Steps, contexts or samples: what progress counts."""
+    cost: float
+    """Seconds it may take."""
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, *map(to_plain, parts)], sort_keys=True).encode()).hexdigest()[:10]
+
+
+def training_jobs(recipe: Recipe, arm: Arm, seed: int, learning_rate: float, data: str) -> list[Job]:
+    """The chain of stages of `arm`, one job each."""
+    jobs: list[Job] = []
+    model = recipe.model_config(arm)
+    for count, stage in enumerate(arm.stages, 1):
+        work = Train(
+            recipe=recipe.name,
+            model=model,
+            variant=arm.variant,
+            stages=arm.stages[:count],
+            optimizer=recipe.optimizer,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        rows = stage.batch_tokens // stage.context_tokens
+        flops = training_flops(model, stage.context_tokens) * max(rows, 1)
+        name = f"{stage.name}-{arm.variant}-seed{seed}"
+        # The recipe's name is provenance; it changes no weight.
+        identity = _digest(model, work.stages, work.optimizer, learning_rate, seed, data)
+        jobs.append(
+            Job(
+                id=f"{name}-{identity}",
+                title=f"train {arm.variant} · {stage.name} · seed {seed}",
+                needs=jobs[-1].id if jobs else None,
+                work=work,
+                units=stage.steps,
+                cost=stage.steps * (_STEP_SECONDS * stage.accumulate + flops / _TRAINING_FLOPS_PER_SECOND),
+            )
+        )
+    return jobs
+
+
+def ask_job(recipe: Recipe, arm: Arm, seed: int, needs: str, row: str, context_tokens: int, *, dev: bool = False) -> Job:
+    """Needles of one row and length; with `dev`, those that choices are made by."""
+    needles = recipe.needles
+    work = Ask(
+        arm=arm.name,
+        seed=seed,
+        row=row,
+        context_tokens=context_tokens,
+        needles=needles,
+        split="dev" if dev else "eval",
+    )
+    same = (needles.depths, needles.contexts, needles.seed)
+    return Job(
+        id=f"{work.split}-{row}-{context_tokens}-{_digest(needs, row, context_tokens, same, work.split)}",
+        title=f"ask {arm.name} · {context_tokens:,} tokens · {row} · seed {seed}",
+        needs=needs,
+        work=work,
+        units=needles.contexts,
+        cost=_reading_seconds(recipe, arm, context_tokens, needles.contexts, skip=True),
+    )
+
+
+def look_job(recipe: Recipe, arm: Arm, seed: int, needs: str, context_tokens: int) -> Job:
+    """Attention mass at one length."""
+    samples = recipe.attention_samples
+    work = Look(arm=arm.name, seed=seed, context_tokens=context_tokens, samples=samples, needles=recipe.needles)
+    return Job(
+        id=f"mass-{context_tokens}-{_digest(needs, context_tokens, samples, recipe.needles.seed)}",
+        title=f"look {arm.name} · {context_tokens:,} tokens · seed {seed}",
+        needs=needs,
+        work=work,
+        units=samples,
+        cost=_reading_seconds(recipe, arm, context_tokens, samples, skip=False),
+    )
+
+
+def _reading_seconds(recipe: Recipe, arm: Arm, context_tokens: int, contexts: int, *, skip: bool) -> float:
+    flops = prefill_flops(recipe.model_config(arm), context_tokens, skip=skip)
+    return 0.3 + contexts * (flops / _READING_FLOPS_PER_SECOND + context_tokens * _READING_SECONDS_PER_TOKEN)
+
+
+def sweep_key(recipe: Recipe, arm: Arm) -> str:
+    """Arms with the same model and the same first stage are one subject of the sweep."""
+    return _digest(recipe.model_config(arm), arm.stages[0])
+
+
+def sweep_jobs(recipe: Recipe, data: str) -> dict[tuple[str, float], tuple[Arm, Job, Job]]:
+    """(sweep key, learning rate) -> (arm, training of its first stage, development needles)."""
+    found: dict[tuple[str, float], tuple[Arm, Job, Job]] = {}
+    if len(recipe.sweep.learning_rates) < 2:
+        return found
+    for arm in recipe.arms:
+        for rate in recipe.sweep.learning_rates:
+            key = (sweep_key(recipe, arm), rate)
+            if key not in found:
+                train = training_jobs(recipe, arm, recipe.sweep.seed, rate, data)[0]
+                ask = ask_job(
+                    recipe, arm, recipe.sweep.seed, train.id, "standard", arm.stages[0].context_tokens, dev=True
+                )
+                found[key] = (arm, train, ask)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmJobs:
+    """The jobs of one arm at one seed."""
+
+    arm: Arm
+    seed: int
+    learning_rate: float
+    training: tuple[Job, ...]
+    questions: tuple[Job, ...]
+
+
+def arm_jobs(recipe: Recipe, rates: Mapping[str, float], data: str) -> list[ArmJobs]:
+    """Every arm at every seed, with the learning rate that its sweep key was given."""
+    found = []
+    for arm in recipe.arms:
+        for seed in arm.seeds:
+            rate = rates[sweep_key(recipe, arm)]
+            training = training_jobs(recipe, arm, seed, rate, data)
+            last = training[-1].id
+            settings = recipe.needles
+            lengths = sorted({*settings.context_tokens, arm.trained_tokens})
+            if arm.name in settings.far_arms and seed in (settings.far_seeds or arm.seeds):
+                lengths = sorted({*lengths, *settings.far_tokens})
+            asks = [ask_job(recipe, arm, seed, last, "standard", length) for length in lengths]
+            for length in settings.control_tokens:
+                asks += [ask_job(recipe, arm, seed, last, row, length) for row in ("unseen-keys", "no-needle")]
+            asks.append(ask_job(recipe, arm, seed, last, "needle-only", arm.trained_tokens))
+            looks = [look_job(recipe, arm, seed, last, length) for length in recipe.attention_tokens]
+            found.append(
+                ArmJobs(
+                    arm=arm, seed=seed, learning_rate=rate, training=tuple(training), questions=(*asks, *looks)
+                )
+            )
+    return found

@@ -1,0 +1,175 @@
+"""Jobs on several processes, one thread each; every result is a file as soon as it is there, and found again next time.
+
+A worker that loses its parent ends itself. Progress goes to the terminal (rich) and to ``run.jsonl``.
+"""
+
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rnope.compare.plan import Job
+from rnope.compare.work import Place, perform
+from rnope.errors import UserError
+from rnope.results import write_text
+
+_ticks: Any = None
+
+
+def _start_worker(ticks: Any, parent: int) -> None:
+    global _ticks
+    import torch
+
+    _ticks = ticks
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _perform(job: Job, place: Place) -> tuple[dict[str, Any], float]:
+    started = time.monotonic()
+    result = perform(job, place, lambda units: _ticks.put((job.id, units)))
+    return result, time.monotonic() - started
+
+
+class Pool:
+    """Runs jobs in the order that their needs and their costs ask for."""
+
+    def __init__(self, place: Place, *, workers: int, console: Console) -> None:
+        self.place = place
+        self.workers = workers
+        self.console = console
+        self.results: dict[str, dict[str, Any]] = {}
+        """Job id -> result, of all jobs run or found so far."""
+
+    def _file(self, job: Job) -> Path:
+        return self.place.out / "jobs" / f"{job.id}.json"
+
+    def _found(self, job: Job) -> bool:
+        if job.id not in self.results and self._file(job).exists():
+            self.results[job.id] = json.loads(self._file(job).read_text(encoding="utf-8"))
+        return job.id in self.results
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Do what of `jobs` is not done yet; afterwards every one of them is in `results`.
+
+        Raises:
+            UserError: a worker was killed, as by the system when memory runs out.
+        """
+        todo = {job.id: job for job in jobs if not self._found(job)}
+        if not todo:
+            return
+        context = multiprocessing.get_context("spawn")
+        ticks = context.Queue()
+        workers = min(self.workers, len(todo))
+        executor = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=(ticks, os.getpid())
+        )
+        try:
+            with self._progress() as progress:
+                self._drive(executor, todo, ticks, progress)
+            executor.shutdown()
+        except BaseException as error:
+            for process in list((executor._processes or {}).values()):
+                process.terminate()
+            executor.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "A worker was killed, most likely because memory ran out. Finished work is kept: "
+                    "run the same command again, with --workers 1 if it happens again."
+                ) from None
+            raise
+        finally:
+            ticks.close()
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+
+    def _drive(self, executor: ProcessPoolExecutor, todo: dict[str, Job], ticks: Any, progress: Progress) -> None:
+        urgency = _urgency(todo)
+        waiting = dict(todo)
+        running: dict[Future[tuple[dict[str, Any], float]], Job] = {}
+        done_cost = {job_id: 0.0 for job_id in todo}
+        whole = progress.add_task(f"{len(todo)} jobs", total=sum(job.cost for job in todo.values()))
+        bars: dict[str, Any] = {}
+        while waiting or running:
+            ready = [job for job in waiting.values() if job.needs not in waiting and job.needs not in _ids(running)]
+            for job in sorted(ready, key=lambda job: -urgency[job.id])[: self.workers - len(running)]:
+                del waiting[job.id]
+                running[executor.submit(_perform, job, self.place)] = job
+                bars[job.id] = progress.add_task(job.title, total=job.units)
+            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for job_id, units in _drained(ticks):
+                if job_id in bars:
+                    progress.advance(bars[job_id], units)
+                    done_cost[job_id] += todo[job_id].cost * units / todo[job_id].units
+            for future in finished:
+                job = running.pop(future)
+                result, seconds = future.result()
+                write_text(self._file(job), json.dumps(result))
+                self.results[job.id] = result
+                done_cost[job.id] = job.cost
+                progress.remove_task(bars.pop(job.id))
+                self._tell(job, seconds, len(todo) - len(waiting) - len(running), len(todo))
+            progress.update(whole, completed=sum(min(done_cost[i], todo[i].cost) for i in todo))
+
+    def _tell(self, job: Job, seconds: float, number: int, total: int) -> None:
+        self.console.print(f"[dim]{number:>3}/{total}[/dim] {job.title} [dim]{seconds:.1f} s[/dim]", highlight=False)
+        line = {"time": time.time(), "job": job.id, "title": job.title, "seconds": round(seconds, 3)}
+        with (self.place.out / "run.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _ids(running: dict[Future[Any], Job]) -> set[str]:
+    return {job.id for job in running.values()}
+
+
+def _urgency(todo: dict[str, Job]) -> dict[str, float]:
+    """Cost of a job and of the longest chain that waits for it."""
+    after: dict[str, list[Job]] = {}
+    for job in todo.values():
+        if job.needs in todo:
+            after.setdefault(job.needs, []).append(job)
+    known: dict[str, float] = {}
+
+    def of(job: Job) -> float:
+        if job.id not in known:
+            known[job.id] = job.cost + max((of(next_) for next_ in after.get(job.id, [])), default=0.0)
+        return known[job.id]
+
+    return {job_id: of(job) for job_id, job in todo.items()}
+
+
+def _drained(ticks: Any) -> list[tuple[str, int]]:
+    found = []
+    while True:
+        try:
+            found.append(ticks.get_nowait())
+        except queue.Empty:
+            return found

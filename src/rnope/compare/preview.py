@@ -1,0 +1,57 @@
+"""What a recipe would do, in words: the plan that ``--dry-run`` prints, and the layer tables."""
+
+from collections.abc import Sequence
+
+from rnope.compare.plan import Job, arm_jobs, sweep_jobs, sweep_key
+from rnope.config import Recipe
+from rnope.model.accounting import cache_bytes, parameters, training_flops
+from rnope.model.spec import VARIANTS, ModelConfig
+
+
+def describe(variant: str, size: str) -> str:
+    """Layer table, parameters and cache of a variant at a size."""
+    config = ModelConfig.variant(variant, size)
+    cache = ", ".join(f"{cache_bytes(config, n) / 2**30:.3g} GiB at {n:,}" for n in (8192, 32768, 131072))
+    return (
+        f"{variant}: {VARIANTS[variant].summary}\n{config.layer_table()}\n"
+        f"{parameters(config):>13,} parameters; cache of a sequence in 16 bits: {cache} tokens\n"
+    )
+
+
+def preview(recipe: Recipe) -> str:
+    """Layer tables, stages, tokens, FLOPs and an estimate of the time."""
+    lines = [f"{recipe.name}: {recipe.summary}", ""]
+    for arm in recipe.arms:
+        config = recipe.model_config(arm)
+        lines += [f"{arm.name} ({arm.summary})", config.layer_table()]
+        for stage in arm.stages:
+            tokens = stage.steps * stage.batch_tokens
+            flops = training_flops(config, stage.context_tokens) * tokens // stage.context_tokens
+            theta = f", θ {stage.theta:,.10g}" if stage.theta else ""
+            lengths = "+".join(f"{n:,}" for n in stage.row_lengths)
+            lines.append(
+                f"         {stage.name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens, rows of {lengths}{theta}; "
+                f"{tokens:,} tokens, at most {flops:.2g} FLOPs"
+            )
+        lines.append(
+            f"         {parameters(config):,} parameters, seeds {', '.join(map(str, arm.seeds))}; 1× is {arm.trained_tokens:,} tokens"
+        )
+    rates = {sweep_key(recipe, arm): recipe.sweep.learning_rates[0] for arm in recipe.arms}
+    sweep = [job for _, train, ask in sweep_jobs(recipe, "").values() for job in (train, ask)]
+    jobs = [job for arm in arm_jobs(recipe, rates, "") for job in (*arm.training, *arm.questions)]
+    lines += [
+        "",
+        f"asked at {', '.join(f'{n:,}' for n in recipe.needles.context_tokens)} tokens, "
+        f"{recipe.needles.contexts} contexts of {recipe.needles.depths} needles each",
+        f"sweep: {len(sweep)} jobs, {_hours(sweep)}; comparison: {_distinct(jobs)} jobs, {_hours(jobs)} of one core",
+    ]
+    return "\n".join(lines)
+
+
+def _distinct(jobs: Sequence[Job]) -> int:
+    return len({job.id for job in jobs})
+
+
+def _hours(jobs: Sequence[Job]) -> str:
+    seconds = sum({job.id: job.cost for job in jobs}.values())
+    return f"about {seconds / 60:.0f} minutes"

@@ -1,0 +1,253 @@
+"""The comparison from recipe to page: sweep, train, ask, judge, write. Interrupted, it goes on where it stopped."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rnope.compare.plan import ArmJobs, Job, arm_jobs, sweep_jobs, sweep_key
+from rnope.compare.pool import Pool
+from rnope.compare.verdicts import differences, judge
+from rnope.compare.work import Place, chain_config
+from rnope.config import Recipe
+from rnope.data.prepare import Prepared, prepare
+from rnope.errors import UserError
+from rnope.model.accounting import cache_bytes, parameters, prefill_flops
+from rnope.report import write_report
+from rnope.results import MassRow, Model, NeedleRow, Point, Results, StageRun, Trial
+from rnope.strict import from_plain, to_plain
+
+PACKAGES = ("rnope", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+def compare(recipe: Recipe, *, corpus: str | None, out: Path, workers: int, console: Console, command: str) -> Results:
+    """Run everything that is not done yet, write ``results.json`` and the report.
+
+    Raises:
+        UserError: the corpus does not serve, or `out` cannot be written.
+    """
+    started = time.time()
+    _writable(out)
+    least = max(stage.context_tokens for arm in recipe.arms for stage in arm.stages)
+    console.print(f"[bold]{recipe.name}[/bold]: {recipe.summary}", highlight=False)
+    data = prepare(corpus, vocab_size=recipe.vocab_size, folder=out / "data", least_tokens=least)
+    counts = ", ".join(f"{split} {count:,}" for split, count in data.tokens.items())
+    console.print(f"corpus in tokens: {counts}", style="dim", highlight=False)
+    pool = Pool(Place(out=out, data=data), workers=workers, console=console)
+
+    trials = sweep_jobs(recipe, data.digest)
+    pool.run([job for _, train, ask in trials.values() for job in (train, ask)])
+    rates = chosen_rates(recipe, trials, pool.results)
+    arms = arm_jobs(recipe, rates, data.digest)
+    pool.run(list({job.id: job for arm in arms for job in (*arm.training, *arm.questions)}.values()))
+
+    results = assemble(recipe, data, arms, trials, rates, pool, command=command, seconds=time.time() - started)
+    results.save(out / "results.json")
+    write_report(results, out)
+    return results
+
+
+def _writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}). Name another folder.") from None
+
+
+def chosen_rates(
+    recipe: Recipe, trials: Mapping[tuple[str, float], tuple[Any, Job, Job]], results: Mapping[str, dict[str, Any]]
+) -> dict[str, float]:
+    """Sweep key -> learning-rate multiplier: the best on development needles, and of equals the one nearest to 1."""
+    rates = {sweep_key(recipe, arm): recipe.sweep.learning_rates[0] for arm in recipe.arms}
+    for key in {key for key, _ in trials} & set(rates):
+        scored = [(rate, results[ask.id]["score"]) for (k, rate), (_, _, ask) in trials.items() if k == key]
+        rates[key] = min(scored, key=lambda pair: (-pair[1], abs(pair[0] - 1), pair[0]))[0]
+    return rates
+
+
+def assemble(
+    recipe: Recipe,
+    data: Prepared,
+    arms: list[ArmJobs],
+    trials: Mapping[tuple[str, float], tuple[Any, Job, Job]],
+    rates: Mapping[str, float],
+    pool: Pool,
+    *,
+    command: str,
+    seconds: float,
+) -> Results:
+    """One results file of all jobs' results; each arm's model folder is put in its place."""
+    models, learning, needles, attention = [], [], [], []
+    for arm in arms:
+        models.append(_model(recipe, arm, pool))
+        learning += _learning(arm, pool)
+        whose = {"arm": arm.arm.name, "seed": arm.seed}  # jobs may be shared between arms
+        for job in arm.questions:
+            found = pool.results[job.id]
+            if "rows" in found:
+                attention += [from_plain(MassRow, {**row, **whose}) for row in found["rows"]]
+            else:
+                needles.append(from_plain(NeedleRow, {**found, **whose}))
+    facts: dict[str, Any] = {
+        "recipe": to_plain(recipe),
+        "scale": dict(recipe.scale),
+        "provenance": {
+            "command": command,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "seconds of this call": round(seconds, 1),
+            "seconds of training and asking, one thread each, in all calls": round(_busy_seconds(pool.place.out), 1),
+            "workers": pool.workers,
+            "python": sys.version.split()[0],
+            **{name: version(name) for name in PACKAGES},
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+            "corpus": data.digest,
+            "corpus tokens": data.tokens,
+        },
+        "arms": {arm.name: arm.summary for arm in recipe.arms},
+    }
+    results = Results(
+        **facts,
+        models=tuple(models),
+        learning=tuple(learning),
+        needles=tuple(needles),
+        attention=tuple(attention),
+        trials=_trials(trials, rates, pool),
+        differences=differences(recipe, needles),
+        verdicts=(),
+        notes=_notes(recipe),
+    )
+    return replace(results, verdicts=judge(recipe, results))
+
+
+def _processor() -> str:
+    """The processor as the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
+
+
+def _busy_seconds(out: Path) -> float:
+    lines = (out / "run.jsonl").read_text(encoding="utf-8").splitlines() if (out / "run.jsonl").exists() else []
+    return sum(json.loads(line)["seconds"] for line in lines)
+
+
+def _model(recipe: Recipe, arm: ArmJobs, pool: Pool) -> Model:
+    last = arm.training[-1]
+    work: Any = last.work
+    config = chain_config(work)
+    lengths = sorted({*recipe.needles.context_tokens, *recipe.needles.far_tokens, arm.arm.trained_tokens})
+    source = pool.place.stage(last.id) / "model"
+    target = pool.place.out / arm.arm.name / f"seed-{arm.seed}" / "model"
+    _put(source, target)
+    return Model(
+        arm=arm.arm.name,
+        variant=arm.arm.variant,
+        seed=arm.seed,
+        layers=tuple(str(layer) for layer in config.layers),
+        parameters=parameters(config),
+        trained_tokens=arm.arm.trained_tokens,
+        cache_bytes={str(n): cache_bytes(config, n) for n in lengths},
+        prefill_flops={str(n): prefill_flops(config, n) for n in lengths},
+        stages=tuple(from_plain(StageRun, pool.results[job.id]["run"]) for job in arm.training),
+        learning_rate=arm.learning_rate,
+        folder=str(target.relative_to(pool.place.out)),
+        model_type=json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"],
+    )
+
+
+def _put(source: Path, target: Path) -> None:
+    """Copy a folder to `target`, beside and renamed."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copytree(source, beside)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _learning(arm: ArmJobs, pool: Pool) -> list[Point]:
+    points, before = [], 0
+    for job in arm.training:
+        work: Any = job.work
+        stage = work.stages[-1]
+        for entry in pool.results[job.id]["history"]:
+            points.append(
+                Point(
+                    arm=arm.arm.name,
+                    seed=arm.seed,
+                    stage=stage.name,
+                    step=int(entry["step"]),
+                    tokens=before + int(entry["step"]) * stage.batch_tokens,
+                    context_tokens=int(entry["context_tokens"]),
+                    loss=entry["loss"],
+                    accuracy=entry["accuracy"],
+                )
+            )
+        before += stage.steps * stage.batch_tokens
+    return points
+
+
+def _trials(
+    trials: Mapping[tuple[str, float], tuple[Any, Job, Job]], rates: Mapping[str, float], pool: Pool
+) -> tuple[Trial, ...]:
+    found = []
+    for (key, rate), (arm, train, ask) in trials.items():
+        run = pool.results[train.id]["run"]
+        full = str(arm.stages[0].context_tokens)
+        found.append(
+            Trial(
+                variant=arm.name if arm.model else arm.variant,
+                seed=pool.results[ask.id]["seed"],
+                learning_rate=rate,
+                score=pool.results[ask.id]["score"],
+                accuracy=run["accuracy"],
+                steps_to_full_context=run["promotions"].get(full),
+                chosen=rates.get(key) == rate,
+            )
+        )
+    return tuple(found)
+
+
+def _notes(recipe: Recipe) -> tuple[str, ...]:
+    """What every variant was given alike, and what the numbers are not."""
+    first = recipe.arms[0].stages[0]
+    notes = [
+        "Answers are teacher-forced: an answer counts when the model's most likely next token is the value, with the gold "
+        "answers of earlier questions in place.",
+        "Every model is fresh, tiny and trained in a minute or so on one core; scores are of this synthetic task alone.",
+    ]
+    if first.curriculum:
+        lengths = ", ".join(map(str, first.curriculum))
+        notes.append(
+            f"Help given to every arm alike: rows of {lengths} tokens come first, each length left when the running "
+            f"accuracy exceeds {first.promote_accuracy}; the number of steps and tokens is the same for all."
+        )
+    if first.warmup_window:
+        notes.append(
+            f"Help given to every arm alike: in the first row length, every layer but the last sees {first.warmup_window} "
+            "tokens at most. It favours the baseline, whose attention is flat at the start."
+        )
+    if recipe.model_config(recipe.arms[0]).init.tie_query_key:
+        notes.append("Help given to every arm alike: the last layer's keys start out equal to its queries.")
+    if recipe.optimizer.name == "muon":
+        notes.append("Every arm is trained with Muon for its matrices and AdamW for embedding and norms.")
+    if len(recipe.sweep.learning_rates) > 1:
+        notes.append("Learning rates were chosen per variant from the same list, by development needles; every trial is below.")
+    else:
+        notes.append("No arm was tuned here: the optimizer's rates are the recipe's, the same for all.")
+    return tuple(notes)

@@ -1,0 +1,151 @@
+"""Judgement, by rules that stand here before any run: paired differences, and what was shown, not shown, not testable.
+
+Only models that learned the task at their trained length are compared (`report.gate`). Every seed in which both sides
+did is judged, and each must agree.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rnope.config import Recipe
+from rnope.model.accounting import cache_bytes
+from rnope.report.gate import THRESHOLD, competent
+from rnope.results import NeedleRow, PairedDifference, Results, Verdict
+
+PRIMARY = (2, 16)
+"""Multiples of the trained length at which pairs are judged (SPEC R): of the longer one, where two arms differ."""
+RESAMPLES = 10_000
+
+
+def paired_difference(a: NeedleRow, b: NeedleRow, *, multiple: int) -> PairedDifference:
+    """Score of `a` minus score of `b` on the same contexts, with a bootstrap over contexts.
+
+    Answers of one context are not independent, so whole contexts are drawn. Identical contexts give a zero-width
+    interval: read it together with the Wilson intervals of both sides.
+    """
+    gaps = np.array(a.context_hits, dtype=float) - np.array(b.context_hits, dtype=float)
+    gaps *= 10 * len(a.context_hits) / a.n
+    rng = np.random.default_rng(0)
+    means = gaps[rng.integers(0, len(gaps), size=(RESAMPLES, len(gaps)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return PairedDifference(
+        a=a.arm,
+        b=b.arm,
+        seed=a.seed,
+        context_tokens=a.context_tokens,
+        multiple=multiple,
+        difference=float(gaps.mean()),
+        low=float(low),
+        high=float(high),
+    )
+
+
+def differences(recipe: Recipe, needles: Sequence[NeedleRow]) -> tuple[PairedDifference, ...]:
+    """Every pair of the recipe, at every length that both sides were asked and at every seed they share."""
+    rows = {(r.arm, r.seed, r.context_tokens): r for r in needles if r.row == "standard"}
+    trained = {arm.name: arm.trained_tokens for arm in recipe.arms}
+    found = []
+    for pair in recipe.pairs:
+        unit = max(trained[pair.a], trained[pair.b])
+        for (arm, seed, length), a in sorted(rows.items()):
+            b = rows.get((pair.b, seed, length))
+            if arm == pair.a and b is not None and length % unit == 0 and length > unit:
+                found.append(paired_difference(a, b, multiple=length // unit))
+    return tuple(found)
+
+
+def judge(recipe: Recipe, results: Results) -> tuple[Verdict, ...]:
+    """All claims of the recipe."""
+    far = recipe.needles.far_arms
+    baseline = recipe.baseline
+    return (
+        *(_pair(recipe, results, pair.a, pair.b, pair.claim) for pair in recipe.pairs),
+        *(_holds(recipe, results, name, recipe.needles.context_tokens) for name in far),
+        *(_holds(recipe, results, name, recipe.needles.far_tokens) for name in far if recipe.needles.far_tokens),
+        *(_needle_mass(results, name, baseline) for name in far if recipe.attention_tokens),
+        *(_cache(recipe, name, baseline) for name in far),
+    )
+
+
+def _seeds(results: Results, *arms: str) -> list[int]:
+    """Seeds at which every one of `arms` was trained and learned the task."""
+    trained = [{m.seed for m in results.models if m.arm == arm} for arm in arms]
+    return sorted(s for s in set.intersection(*trained) if all(competent(results, arm, s) for arm in arms))
+
+
+def _verdict(claim: str, rule: str, arms: tuple[str, ...], holds: bool | None, because: str) -> Verdict:
+    verdict = "not testable" if holds is None else "shown" if holds else "not shown"
+    return Verdict(claim=claim, rule=rule, verdict=verdict, because=because, arms=arms)
+
+
+def _pair(recipe: Recipe, results: Results, a: str, b: str, claim: str) -> Verdict:
+    multiples = " and ".join(f"{m}×" for m in PRIMARY)
+    rule = (
+        f"At {multiples} the longer trained length, the 95 % interval of the paired difference ({a} minus {b}) lies "
+        "above 0 at every seed at which both sides learned the task."
+    )
+    seeds = _seeds(results, a, b)
+    found = [d for d in results.differences if (d.a, d.b) == (a, b) and d.seed in seeds and d.multiple in PRIMARY]
+    if not seeds:
+        return _verdict(claim, rule, (a, b), None, "at no seed did both sides learn the task at their trained length")
+    if len(found) < len(PRIMARY) * len(seeds):
+        return _verdict(claim, rule, (a, b), None, f"{multiples} were not measured for both sides")
+    said = "; ".join(f"seed {d.seed} at {d.multiple}×: {d.difference:+.2f} ({d.low:+.2f} … {d.high:+.2f})" for d in found)
+    return _verdict(claim, rule, (a, b), all(d.low > 0 for d in found), said)
+
+
+def _holds(recipe: Recipe, results: Results, arm: str, lengths: Sequence[int]) -> Verdict:
+    trained = next(a.trained_tokens for a in recipe.arms if a.name == arm)
+    most = max(lengths)
+    claim = f"Trained on {trained:,} tokens, {arm} still finds the needles at {most:,} ({most // trained:,}×)."
+    rule = f"The lower 95 % bound of the score reaches {THRESHOLD} at every length asked, at every seed that learned the task."
+    seeds = _seeds(results, arm)
+    rows = [
+        r
+        for r in results.needles
+        if (r.arm, r.row) == (arm, "standard") and r.seed in seeds and r.context_tokens in lengths
+    ]
+    if not rows:
+        return _verdict(claim, rule, (arm,), None, "no seed that learned the task was asked at these lengths")
+    worst = min(rows, key=lambda r: r.low)
+    said = (
+        f"{len({r.seed for r in rows})} seeds, {len(rows)} rows; the lowest is {worst.score:.2f} "
+        f"({worst.low:.2f} … {worst.high:.2f}, n {worst.n}) at {worst.context_tokens:,} tokens, seed {worst.seed}"
+    )
+    return _verdict(claim, rule, (arm,), worst.low >= THRESHOLD, said)
+
+
+def _needle_mass(results: Results, arm: str, baseline: str) -> Verdict:
+    claim = f"The NoPE layers of {arm} keep their attention on the needle as the context grows; the baseline's layers lose it."
+    rule = (
+        "Needle mass at the longest measured length over that at the shortest: above 0.5 for the NoPE layers and below "
+        f"0.5 for {baseline}'s layers, at every seed at which both learned the task."
+    )
+    ratios = []
+    for seed in _seeds(results, arm, baseline):
+        kept, lost = _mass_ratio(results, arm, seed, "nope"), _mass_ratio(results, baseline, seed, "rope")
+        if kept is not None and lost is not None:
+            ratios.append((seed, kept, lost))
+    if not ratios:
+        return _verdict(claim, rule, (arm, baseline), None, "attention was not measured for both sides at one seed")
+    said = "; ".join(f"seed {seed}: {kept:.2f} against {lost:.2f}" for seed, kept, lost in ratios)
+    return _verdict(claim, rule, (arm, baseline), all(k > 0.5 > b for _, k, b in ratios), said)
+
+
+def _mass_ratio(results: Results, arm: str, seed: int, kind: str) -> float | None:
+    rows = sorted(
+        (r for r in results.attention if (r.arm, r.seed, r.kind) == (arm, seed, kind)), key=lambda r: r.context_tokens
+    )
+    first, last = (rows[0].mass["needle"], rows[-1].mass["needle"]) if len(rows) > 1 else (None, None)
+    return last / first if first and last is not None else None
+
+
+def _cache(recipe: Recipe, arm: str, baseline: str) -> Verdict:
+    length = max(recipe.needles.context_tokens)
+    held = {a.name: cache_bytes(recipe.model_config(a), length) for a in recipe.arms}
+    mine, theirs = held[arm], held[baseline]
+    claim = f"{arm} keeps about a quarter of the baseline's cache."
+    rule = "Bytes of keys and values at the longest common length, counted exactly: at most 0.26 of the baseline's."
+    said = f"{mine:,} against {theirs:,} bytes a sequence at {length:,} tokens: {mine / theirs:.4f}"
+    return _verdict(claim, rule, (), mine / theirs <= 0.26, said)

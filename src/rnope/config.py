@@ -1,0 +1,374 @@
+"""Recipes: what is trained, in which stages, and what is measured. TOML in, frozen dataclasses out; imports no torch.
+
+A recipe file may say ``base = "other"`` and give only what differs. `Recipe.load` merges the files, then overrides
+such as ``stages.pretrain.steps=100``, then each arm's own changes to its stages, and checks the result.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from rnope.errors import ConfigError, UserError, unknown
+from rnope.model.spec import Init, ModelConfig
+from rnope.strict import from_plain
+
+Plain = dict[str, Any]
+
+
+def _check(field_name: str, value: Any, holds: bool, rule: str, remedy: str) -> None:
+    if not holds:
+        raise ConfigError(field_name, value, rule, remedy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimizer:
+    """How weights move. The same for every variant of a comparison."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """``muon``: torch's Muon for the layers' matrices, AdamW for embedding and norms."""
+    learning_rate: float = 3e-3
+    """AdamW's peak rate."""
+    embedding_learning_rate: float | None = None
+    """Another peak rate for the embedding; None: `learning_rate`."""
+    muon_learning_rate: float = 0.02
+    betas: tuple[float, ...] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    """On matrices of the layers; never on norms and embedding."""
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            _check(name, value, 0 < value < 1e3, "must lie in 0 … 1000", "Usual rates are 1e-4 to 2e-2.")
+        value = self.embedding_learning_rate
+        ok = value is None or 0 < value < 1e3
+        _check("embedding_learning_rate", value, ok, "must lie in 0 … 1000", "Usual rates are 1e-4 to 2e-2.")
+        ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        _check("betas", self.betas, ok, "must be two numbers in 0 … 1", "Write [0.9, 0.95].")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1, "must lie in 0 … 1", "Usual: 0 to 0.1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One stretch of training. Everything it does not change carries over from the stage before (SPEC T5)."""
+
+    name: str
+    steps: int
+    batch_tokens: int
+    context_tokens: int
+    """Length of the long rows."""
+    facts: tuple[int, ...] = (2, 25)
+    """Fewest and most facts per row at full length."""
+    curriculum: tuple[int, ...] = ()
+    """Shorter row lengths to begin with, ascending."""
+    promote_accuracy: float = 0.95
+    """A curriculum length is left when the running needle accuracy exceeds this."""
+    short_context_tokens: int | None = None
+    """Length of the short rows that are interleaved with the long ones."""
+    short_batches: int = 3
+    """Short batches for every long one (the paper's 3:1; that the unit is batches is our assumption)."""
+    theta: float | None = None
+    """New rotary base of every RoPE layer; None keeps it."""
+    window: int | None = None
+    """New window of every windowed layer; None keeps it."""
+    warmup_window: int | None = None
+    """In the first curriculum length, every layer but the last sees at most this many tokens. The same for all variants."""
+    learning_rate_scale: float = 1.0
+    """Of the optimizer's peak rates."""
+    warmup_steps: int = 0
+    decay: Literal["linear", "cosine"] = "linear"
+    decay_steps: int = 0
+    """The last steps of the stage, in which the rate falls to `final_scale` of the peak; before them it is constant."""
+    final_scale: float = 0.0
+    reset_optimizer: bool = False
+    accumulate: int = 1
+    """Micro-batches per step; `batch_tokens` counts all of them."""
+    text_weight: float = 0.3
+    """Weight of the loss on text; answers have 1. Zero: completions only."""
+    text_share: float = 0.15
+    """Share of text positions that are put through the head and the loss."""
+
+    def __post_init__(self) -> None:
+        small = "Use a positive whole number."
+        for name in ("steps", "batch_tokens", "context_tokens", "accumulate"):
+            _check(name, getattr(self, name), 1 <= getattr(self, name) < 2**40, "must be at least 1", small)
+        for name in ("warmup_steps", "decay_steps", "short_batches"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 2**40, "must not be negative", small)
+        for name in ("window", "warmup_window"):
+            value = getattr(self, name)
+            _check(name, value, value is None or value >= 1, "counts the current token: at least 1", "Use 1 or more.")
+        ok = self.theta is None or self.theta > 1
+        _check("theta", self.theta, ok, "the rotary base must exceed 1", "The paper uses 10000 and more.")
+        ok = self.warmup_steps + self.decay_steps <= self.steps
+        _check("decay_steps", self.decay_steps, ok, "warm-up and decay exceed the stage's steps", "Shorten one of them.")
+        ok = len(self.facts) == 2 and 1 <= self.facts[0] <= self.facts[1]
+        _check("facts", self.facts, ok, "must be [fewest, most]", "Write [2, 25].")
+        lengths = (*self.curriculum, self.context_tokens)
+        ok = all(a < b for a, b in pairwise(lengths))
+        _check("curriculum", self.curriculum, ok, "must ascend and stay below context_tokens", "Write [32, 64, 128].")
+        short = self.short_context_tokens
+        ok = short is None or short < self.context_tokens
+        _check("short_context_tokens", short, ok, "must be below context_tokens", "Use the pretraining length.")
+        _check("short_context_tokens", short, not (short and self.curriculum), "excludes a curriculum", "Drop one.")
+        for length in self.row_lengths:
+            _check("context_tokens", length, length >= 20, "a row of needles has at least 20 tokens", "Use 32 or more.")
+            share = self.batch_tokens // self.accumulate
+            _check(
+                "batch_tokens",
+                self.batch_tokens,
+                share % length == 0 and self.batch_tokens % self.accumulate == 0,
+                f"each of {self.accumulate} micro-batches must be whole rows of {length} tokens",
+                f"Use a multiple of {length * self.accumulate}.",
+            )
+        for name in ("promote_accuracy", "text_share", "final_scale"):
+            value = getattr(self, name)
+            _check(name, value, 0 <= value <= 1, "must lie in 0 … 1", "It is a share.")
+        ok = 0 <= self.text_weight < 1e3
+        _check("text_weight", self.text_weight, ok, "must lie in 0 … 1000", "Use 0 for completions only.")
+        ok = 0 < self.learning_rate_scale < 1e3
+        _check("learning_rate_scale", self.learning_rate_scale, ok, "must be positive", "1 keeps the peak rates.")
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Every row length of the stage, ascending."""
+        return tuple(sorted({*self.curriculum, *filter(None, [self.short_context_tokens]), self.context_tokens}))
+
+    def facts_at(self, row_tokens: int) -> tuple[int, int]:
+        """Fewest and most facts in a row: those of the stage at its full length, and in the curriculum as many as make
+        the row a tenth to a third facts."""
+        if row_tokens in self.curriculum:
+            return max(2, row_tokens // 21), max(3, row_tokens // 10)
+        return self.facts[0], self.facts[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One side of the comparison: a variant and the stages it goes through, resolved."""
+
+    name: str
+    variant: str
+    summary: str
+    model: Plain = field(default_factory=dict)
+    """Changes to the recipe's model that make this arm what it is."""
+    stages: tuple[Stage, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def trained_tokens(self) -> int:
+        """The longest context of any stage: 1× of this arm."""
+        return max(stage.context_tokens for stage in self.stages)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needles:
+    """The evaluation (SPEC E1)."""
+
+    depths: int = 11
+    """Needles per context, evenly from 0 to 100 %."""
+    contexts: int = 16
+    """Contexts per length, each with its own seed, haystack and needles: the repetitions of every (length, depth) cell."""
+    context_tokens: tuple[int, ...] = ()
+    """Lengths for every arm."""
+    far_tokens: tuple[int, ...] = ()
+    """Further lengths, for `far_arms` only."""
+    far_arms: tuple[str, ...] = ()
+    far_seeds: tuple[int, ...] = ()
+    control_tokens: tuple[int, ...] = ()
+    """Lengths of the rows without needles, and of the row with keys never seen in training."""
+    seed: int = 20250130
+    """Of the prompts: the same for every arm, independent between lengths."""
+
+    def __post_init__(self) -> None:
+        _check("depths", self.depths, 2 <= self.depths <= 12, "must lie in 2 … 12", "The paper's figures have about 11.")
+        _check("contexts", self.contexts, 1 <= self.contexts < 2**20, "must be at least 1", "The paper uses 16.")
+        for name in ("context_tokens", "far_tokens", "control_tokens"):
+            for value in getattr(self, name):
+                least = 1 + 8 * self.depths
+                _check(name, value, least <= value < 2**31, f"{self.depths} needles need {least} tokens", "Use more.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What every variant may choose from, by development needles, before it is judged."""
+
+    learning_rates: tuple[float, ...] = (1.0,)
+    """Multipliers of the optimizer's rates. One entry: no sweep."""
+    seed: int = 100
+
+    def __post_init__(self) -> None:
+        ok = bool(self.learning_rates) and all(0 < r < 1e3 for r in self.learning_rates)
+        _check("learning_rates", self.learning_rates, ok, "must be positive multipliers", "Write [0.5, 1.0, 2.0].")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """Two arms that are judged against each other."""
+
+    a: str
+    """The arm that is claimed to be better."""
+    b: str
+    claim: str
+    """In one sentence, which the report prints beside its verdict."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A comparison, complete."""
+
+    name: str
+    summary: str
+    size: str
+    model: Plain = field(default_factory=dict)
+    """Overrides of the size."""
+    vocab_size: int = 1024
+    seeds: tuple[int, ...]
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    arms: tuple[Arm, ...]
+    needles: Needles = field(default_factory=Needles)
+    sweep: Sweep = field(default_factory=Sweep)
+    attention_tokens: tuple[int, ...] = ()
+    attention_samples: int = 8
+    baseline: str
+    """The arm that cost and attention are set against."""
+    pairs: tuple[Pair, ...] = ()
+    scale: dict[str, str] = field(default_factory=dict)
+    """How the paper's ratios were mapped, line by line; printed as it stands."""
+
+    def __post_init__(self) -> None:
+        _check("seeds", self.seeds, len(set(self.seeds)) == len(self.seeds) > 0, "must be distinct", "Write [0, 1].")
+        ok = all(0 <= s < 2**31 for s in self.seeds)
+        _check("seeds", self.seeds, ok, "must lie in 0 … 2^31", "Write [0, 1].")
+        ok = 300 <= self.vocab_size <= 2**20
+        _check("vocab_size", self.vocab_size, ok, "must lie in 300 … 2^20", "Use 1024 or more.")
+        names = [arm.name for arm in self.arms]
+        for arm in self.arms:
+            self.model_config(arm)
+        for pair in self.pairs:
+            for side in (pair.a, pair.b):
+                if side not in names:
+                    raise unknown("pairs", side, "arm", names)
+        for name in (*self.needles.far_arms, self.baseline):
+            if name not in names:
+                raise unknown("needles.far_arms, baseline", name, "arm", names)
+
+    def model_config(self, arm: Arm) -> ModelConfig:
+        """The model that `arm` starts from, before any stage changed theta or window."""
+        chosen = {**self.model, **arm.model, "vocab_size": self.vocab_size}
+        if "init" in chosen:
+            chosen["init"] = from_plain(Init, chosen["init"], "model.init")
+        for key, value in chosen.items():
+            kind: type = Init if key == "init" else float if key in ("theta", "logit_scale", "norm_eps") else int
+            ok = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            _check(f"model.{key}", value, ok, "is of the wrong type", f"Give a {kind.__name__}.")
+        try:
+            return ModelConfig.variant(arm.variant, self.size, **chosen)
+        except ConfigError as error:
+            raise error.inside(f"arms.{arm.name}") from None
+
+    @classmethod
+    def load(cls, source: str, overrides: Sequence[str] = ()) -> "Recipe":
+        """A recipe by name (of those that ship) or by path, with ``dotted.key=value`` overrides.
+
+        Raises:
+            UserError: no such recipe, no TOML, unknown or impossible values.
+        """
+        plain = _read(source, ())
+        for override in overrides:
+            _override(plain, override)
+        return cls.from_plain(plain)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Recipe":
+        """Resolve a recipe's table: every arm gets its stages in full."""
+        data: Plain = {**plain}
+        stages = _table(data.pop("stages", {}), "stages")
+        arms = _table(data.pop("arms", {}), "arms")
+        _check("arms", arms, bool(arms), "a comparison needs an arm", "Add [arms.rope] with a variant and stages.")
+        data["arms"] = [_arm(name, table, stages, data.get("seeds")) for name, table in arms.items()]
+        return from_plain(cls, data)
+
+
+def _table(value: object, path: str) -> Plain:
+    if not isinstance(value, Mapping):
+        raise ConfigError(path, value, "must be a table", "Give keys and values.")
+    return {str(key): item for key, item in value.items()}
+
+
+def _arm(name: str, value: object, stages: Plain, seeds: object) -> Plain:
+    path = f"arms.{name}"
+    arm = _table(value, path)
+    listed = arm.get("stages")
+    if not isinstance(listed, list) or not listed:
+        raise ConfigError(f"{path}.stages", listed, "must be a list of stage names", 'Write ["pretrain"].')
+    changes = _table(arm.pop("stage", {}), f"{path}.stage")
+    for changed in changes:
+        if changed not in listed:
+            raise unknown(f"{path}.stage.{changed}", changed, "stage of this arm", map(str, listed))
+    resolved = []
+    for stage in listed:
+        if not isinstance(stage, str) or stage not in stages:
+            raise unknown(f"{path}.stages", stage, "stage", stages)
+        change = _table(changes.get(stage, {}), f"{path}.stage.{stage}")
+        resolved.append({**_table(stages[stage], f"stages.{stage}"), **change, "name": stage})
+    return {"seeds": seeds, **arm, "name": name, "stages": resolved}
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(p.name.removesuffix(".toml") for p in files("rnope.recipes").iterdir() if p.name.endswith(".toml"))
+
+
+def _read(source: str, seen: tuple[str, ...]) -> Plain:
+    if source in seen:
+        raise ConfigError("base", source, "leads back to itself", "Break the circle.")
+    shipped = shipped_recipes()
+    if source in shipped:
+        text = files("rnope.recipes").joinpath(f"{source}.toml").read_text(encoding="utf-8")
+    elif source.endswith(".toml") and Path(source).is_file():
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{source}: cannot be read ({error}). Give a UTF-8 TOML file.") from None
+    else:
+        raise unknown("recipe", source, "recipe, nor a .toml file", shipped)
+    try:
+        plain = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"{source}: is not TOML ({error}). Mend that line.") from None
+    base = plain.pop("base", None)
+    if base is None:
+        return plain
+    if not isinstance(base, str):
+        raise ConfigError("base", base, "must name a recipe", f"One of {', '.join(shipped)}.")
+    return _merged(_read(base, (*seen, source)), plain)
+
+
+def _merged(base: Plain, change: Plain) -> Plain:
+    """`change` over `base`: tables merge, everything else is replaced."""
+    both = dict(base)
+    for key, value in change.items():
+        mine = both.get(key)
+        both[key] = _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _override(plain: Plain, text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError("--set", text, "must be dotted.key=value", "Write --set stages.pretrain.steps=100.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *parents, last = key.split(".")
+    table = plain
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError("--set", text, f"{parent!r} is no table", "Name a key inside a table.")
+        table = inner
+    table[last] = parsed

@@ -1,0 +1,1 @@
+"""Text, needles and the rows made of them."""

@@ -1,0 +1,97 @@
+"""The model card: README.md of a model folder, all of it printed from the configuration."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rnope.hf.mapping import ARCHITECTURES, obstacles
+from rnope.model.accounting import cache_bytes, parameters
+from rnope.model.spec import ModelConfig
+
+_CARD = """\
+---
+library_name: {library}
+pipeline_tag: text-generation
+tags:
+- rnope
+---
+
+# A decoder of {layers} layers, {parameters:,} parameters
+
+Written by `rnope`; `config.json` says `model_type: {kind}`. Every figure here is printed from that file.
+
+## Layers
+
+```
+{table}
+```
+
+Width {width:,}, {heads} query heads, {kv_heads} key-value heads of size {head_size}, SwiGLU width {ffn_width:,},
+vocabulary {vocab_size:,}, tied embedding, `logit_scale` {logit_scale:g}.
+Context limit in `config.json`: {context:,} tokens; keys and values take {cache:,} bytes there at 2 bytes a value.
+
+## What opens it
+
+{opens}
+
+```python
+import rnope
+
+model = rnope.load("FOLDER")
+logits = model(ids)  # ids [batch, tokens] -> [batch, tokens, {vocab_size}]
+```
+
+## Where it came from
+
+{provenance}
+"""
+
+_TRANSFORMERS = """\
+`transformers` (5 or later) as `{architecture}`, without custom code:
+
+```python
+from transformers import AutoModelForCausalLM{and_tokenizer}
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER"){tokenizer_line}
+```
+
+and `rnope`:"""
+
+_ONLY_HERE = """\
+Only `rnope`; no class of `transformers` can say these layers:
+
+{reasons}
+"""
+
+
+def model_card(config: ModelConfig, raw: Mapping[str, Any], *, with_tokenizer: bool) -> str:
+    """The card of a model of `config`, whose config.json is `raw`."""
+    kind = raw["model_type"]
+    if kind == "rnope":
+        opens = _ONLY_HERE.format(reasons="\n".join(f"- {reason}" for reason in obstacles(config)))
+    else:
+        opens = _TRANSFORMERS.format(
+            architecture=ARCHITECTURES[kind],
+            and_tokenizer=", AutoTokenizer" if with_tokenizer else "",
+            tokenizer_line='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if with_tokenizer else "",
+        )
+    context, provenance = raw["max_position_embeddings"], raw["rnope"]["provenance"]
+    lines = json.dumps(provenance, indent=2, ensure_ascii=False)
+    return _CARD.format(
+        library="rnope" if kind == "rnope" else "transformers",
+        layers=len(config.layers),
+        parameters=parameters(config),
+        kind=kind,
+        table=config.layer_table(),
+        width=config.width,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+        ffn_width=config.ffn_width,
+        vocab_size=config.vocab_size,
+        logit_scale=config.logit_scale,
+        context=context,
+        cache=cache_bytes(config, context),
+        opens=opens.rstrip(),
+        provenance=f"```json\n{lines}\n```" if provenance else "Not recorded.",
+    )

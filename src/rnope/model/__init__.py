@@ -1,0 +1,1 @@
+"""The model: what its layers are (`spec`), what they compute (`decoder`), what they cost (`accounting`)."""

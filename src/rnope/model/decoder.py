@@ -1,0 +1,115 @@
+"""The decoder: parallel blocks between a tied embedding and its head. Single-device and pure: no mesh, no globals."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnope.model.attention import Attention, LayerNorm, RotaryTables
+from rnope.model.rope import rotary_table
+from rnope.model.spec import LayerSpec, ModelConfig
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.up = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.down = nn.Linear(config.ffn_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x)) + feed_forward(norm(x))``, one norm for both."""
+
+    def __init__(self, config: ModelConfig, spec: LayerSpec) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config, spec)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, tables: RotaryTables, *, starts: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        normal = self.norm(x)
+        mixed = self.attention(normal, tables, starts=starts, rows=rows)
+        if rows is not None:
+            x, normal = x[:, rows], normal[:, rows]
+        return x + mixed + self.feed_forward(normal)
+
+
+class Decoder(nn.Module):
+    """A causal language model with the layers of `config`.
+
+    Built under ``torch.device("meta")`` it holds no memory and `init_weights` must not be called.
+
+    Args:
+        config: the architecture.
+        seed: of the fresh weights.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config, spec) for spec in config.layers)
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        if not self.embedding.weight.is_meta:
+            self.init_weights(torch.Generator(self.embedding.weight.device).manual_seed(seed))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw fresh weights: norms 1, embedding and matrices as `ModelConfig.init` says."""
+        init = self.config.init
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(std=init.matrix_gain * module.in_features**-0.5, generator=generator)
+            elif isinstance(module, LayerNorm):
+                module.weight.fill_(1.0)
+        embedding = self.embedding.weight
+        embedding.normal_(std=init.embedding_std, generator=generator)
+        shared = torch.empty_like(embedding[0]).normal_(std=init.embedding_shared_std, generator=generator)
+        embedding.add_(shared)
+        if init.tie_query_key:
+            last = self.blocks[-1].attention
+            group = self.config.heads // self.config.kv_heads
+            by_head = last.query.weight.unflatten(0, (self.config.heads, self.config.head_size))
+            last.key.weight.copy_(by_head[::group].flatten(0, 1))
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, typed."""
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def rotary_tables(self, positions: Tensor) -> RotaryTables:
+        """Cosines and sines for `positions` [t], one pair per theta in use."""
+        return {theta: rotary_table(positions, self.config.head_size, theta) for theta in self.config.thetas}
+
+    def hidden(self, ids: Tensor, *, starts: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Final, normed states [b, t, width] of token `ids` [b, t].
+
+        Args:
+            ids: token ids; every id must be below ``vocab_size``.
+            starts: [b, t], the first position that each token may see: left padding and document bounds.
+            rows: [r], the positions that are wanted. The last layer then computes only those queries (and keys and
+                values for all), so that a hybrid whose last layer is full reads long contexts in linear time.
+        """
+        tables = self.rotary_tables(torch.arange(ids.shape[1], device=ids.device))
+        x = self.embedding(ids)
+        *early, last = self.blocks
+        for block in early:
+            x = block(x, tables, starts=starts)
+        if rows is not None and starts is not None:
+            starts = starts[:, rows]
+        return self.norm(last(x, tables, starts=starts, rows=rows))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Next-token logits [..., vocab] of final `states` [..., width]."""
+        return F.linear(states, self.embedding.weight) * self.config.logit_scale
+
+    def forward(self, ids: Tensor, *, starts: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Logits [b, t, vocab] (or [b, r, vocab] for `rows`); see `hidden`."""
+        return self.logits(self.hidden(ids, starts=starts, rows=rows))

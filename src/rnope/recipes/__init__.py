@@ -1,0 +1,1 @@
+"""Recipes that ship: see `rnope compare --help` for their names."""

@@ -1,0 +1,249 @@
+"""What a comparison leaves behind: one versioned, self-describing file that the report only formats.
+
+`docs/results.md` explains every field. No torch, no drawing, no arithmetic but that of intervals.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rnope.errors import UserError
+from rnope.strict import from_plain, to_plain
+
+VERSION = 1
+Z95 = 1.959963984540054
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion, as (low, high) in 0 … 1."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = hits / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRun:
+    """One stage as it was run."""
+
+    name: str
+    context_tokens: int
+    """The longest context of the stage."""
+    thetas: tuple[float, ...]
+    steps: int
+    tokens: int
+    seconds: float
+    """Wall-clock seconds of training, on one thread."""
+    loss: float
+    """Loss of the last step."""
+    accuracy: float
+    """Running accuracy on the needles of the training rows at the end, 0 … 1."""
+    promotions: dict[str, int] = field(default_factory=dict)
+    """Curriculum: context length in tokens -> step at which it was reached."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Cross-entropy (nats per token) on held-out text, ``all`` and by position, for example ``0-63``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """One trained model: an arm of the comparison at one seed."""
+
+    arm: str
+    variant: str
+    seed: int
+    layers: tuple[str, ...]
+    """One line per layer, as printed in layer tables."""
+    parameters: int
+    trained_tokens: int
+    """The longest context of any of its stages: 1× in every table."""
+    cache_bytes: dict[str, int]
+    """Context length in tokens -> bytes of keys and values per sequence at 2 bytes a value."""
+    prefill_flops: dict[str, int]
+    """Context length in tokens -> FLOPs of a prefill."""
+    stages: tuple[StageRun, ...]
+    learning_rate: float
+    """Multiplier of the recipe's learning rates that the sweep chose for this variant."""
+    folder: str
+    """The Hugging Face folder, relative to the results file."""
+    model_type: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One point of a learning curve."""
+
+    arm: str
+    seed: int
+    stage: str
+    step: int
+    """Counted from the start of the stage."""
+    tokens: int
+    """Counted from the start of the first stage."""
+    context_tokens: int
+    """Length of the rows at that step."""
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """Needles of one (length, depth)."""
+
+    depth: float
+    """0 (start of the context) … 1 (its end)."""
+    n: int
+    hits: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeedleRow:
+    """Needles of one model at one length: every depth, several seeds each."""
+
+    arm: str
+    seed: int
+    row: str
+    """``standard``; ``unseen-keys``: keys never seen in training; ``no-needle`` and ``needle-only``: controls."""
+    context_tokens: int
+    n: int
+    hits: int
+    score: float
+    """0 … 10: ten times the share of needles found."""
+    low: float
+    """95 % Wilson bounds of `score`. Answers of one context are not independent: read them as a floor on the width."""
+    high: float
+    guess: float
+    """Score of answering any value that stands in the context."""
+    haystack_repeats: float
+    """How many times the held-out corpus is gone through, 1 where it suffices."""
+    cells: tuple[Cell, ...]
+    context_hits: tuple[int, ...]
+    """Hits per context, in order: contexts are the same for every arm, so that differences can be paired."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MassRow:
+    """Attention mass (SPEC A1): the question's and completion's rows over four segments, one layer kind."""
+
+    arm: str
+    seed: int
+    context_tokens: int
+    kind: str
+    """A `LayerSpec.kind`, for example ``nope`` or ``rope-window``."""
+    n: int
+    """Samples."""
+    mass: dict[str, float | None]
+    """begin, needle, context, qc: sums to 1; None where the window cannot reach the segment."""
+    uniform: dict[str, float]
+    """What each segment would get if every token of the context got the same."""
+    best_head_needle: float
+    """Needle mass of the head with the most of it, at the row that predicts the value, averaged over samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One trial of the sweep that every variant gets alike; failures are kept."""
+
+    variant: str
+    seed: int
+    learning_rate: float
+    score: float
+    """Development needles at the stage's context length, 0 … 10."""
+    accuracy: float
+    steps_to_full_context: int | None
+    """When the curriculum reached the full context; None: never."""
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedDifference:
+    """One arm against another at one length and seed, on the same contexts."""
+
+    a: str
+    b: str
+    seed: int
+    context_tokens: int
+    multiple: int
+    """`context_tokens` over the trained length of `a`."""
+    difference: float
+    """Score of `a` minus score of `b`, 0 … 10 scale."""
+    low: float
+    high: float
+    """95 % bootstrap over contexts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """One claim, judged by a rule that was fixed before the run."""
+
+    claim: str
+    rule: str
+    verdict: str
+    """``shown``, ``not shown`` or ``not testable``."""
+    because: str
+    arms: tuple[str, ...] = ()
+    """Arms whose scores at other lengths it compares: the report prints ``not testable`` where no seed has all competent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """Everything that a comparison found."""
+
+    version: int = VERSION
+    recipe: dict[str, Any]
+    """The recipe as resolved, so that the run can be repeated."""
+    scale: dict[str, Any]
+    """How the paper's sizes were mapped to this scale; each value is a line of the page's scale map."""
+    provenance: dict[str, Any]
+    """When, where and with which versions; the digest of the corpus; the command."""
+    arms: dict[str, str]
+    """Arm -> what it is, in one sentence."""
+    models: tuple[Model, ...]
+    learning: tuple[Point, ...]
+    needles: tuple[NeedleRow, ...]
+    attention: tuple[MassRow, ...]
+    trials: tuple[Trial, ...]
+    differences: tuple[PairedDifference, ...]
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader must know: seeds that did not learn, helps that were used, limits."""
+
+    def save(self, path: Path) -> None:
+        """Write beside and rename."""
+        write_text(path, json.dumps(to_plain(self), indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> "Results":
+        """Read a results file.
+
+        Raises:
+            UserError: no such file, not JSON, or a file of another version.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}). Run `rnope compare` first.") from None
+        except ValueError as error:
+            raise UserError(f"{path}: is not JSON ({error}). Restore it, or run `rnope compare` again.") from None
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise UserError(
+                f"{path}: is a results file of version {version!r}; this rnope reads version {VERSION}. "
+                "Run `rnope compare` again into a fresh folder, or use the rnope that wrote it."
+            )
+        return from_plain(cls, data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` beside and rename, so that a reader sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

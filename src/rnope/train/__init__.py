@@ -1,0 +1,1 @@
+"""Training in stages: one loop, whatever the stage; what a stage changes is data."""

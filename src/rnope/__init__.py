@@ -21,7 +21,7 @@ _PUBLIC = {
     "load": "rnope.hf.folder",
     "save": "rnope.hf.folder",
 }
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
+__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

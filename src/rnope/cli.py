@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Exit codes: 0 done, 2 the user's mistake (one message), 1 ours, 130 Ctrl-C."""
 
 import errno
+import io
 import os
 import shlex
 import sys
@@ -11,10 +12,14 @@ from typing import Any
 import click
 from rich.console import Console
 
+from rnope import __version__
 from rnope.config import Recipe, shipped_recipes
 from rnope.errors import UserError, unknown
 
 console = Console()
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BARRED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""What goes wrong with a place to write that the user chose, by its number."""
 
 
 class _Group(click.Group):
@@ -27,7 +32,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="rnope")
+@click.version_option(__version__)
 def app() -> None:
     """Hybrid attention done right: train, ask and compare attention layouts of long-context language models."""
 
@@ -86,6 +91,9 @@ def layers(variant: str | None, size: str) -> None:
 
 def main() -> None:
     """Entry point of ``rnope`` and ``python -m rnope``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # θ where the terminal has none
     sys.exit(run(sys.argv[1:]))
 
 
@@ -101,16 +109,17 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.format_message()} See `rnope --help`, or --help behind a command.")
     except UserError as error:
         return _fail(str(error))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes the end of any file for the user's
+            return _ours()
         click.echo("\nStopped. Finished work is kept: run the same command again to go on.", err=True)
         return 130
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            where = f" ({error.filename})" if error.filename else ""
-            return _fail(
-                f"{error.strerror}{where}. Finished work is kept: make room, or name another --out, and run again."
-            )
-        return _ours()
+        if error.errno not in _FULL | _BARRED:
+            return _ours()
+        where = f" ({error.filename})" if error.filename else ""
+        remedy = "Make room" if error.errno in _FULL else "Choose another folder"
+        return _fail(f"{error.strerror}{where}. Finished work is kept. {remedy}, and run the same command again.")
     except Exception:
         return _ours()
 

@@ -6,7 +6,7 @@ such as ``stages.pretrain.steps=100``, then each arm's own changes to its stages
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -192,16 +192,33 @@ class Needles:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One choice of what is tuned."""
+
+    learning_rate: float = 1.0
+    """Multiplier of all the optimizer's rates."""
+    tie_query_key: bool | None = None
+    """Whether the last layer's keys start as its queries; None: as the size says."""
+
+    def __post_init__(self) -> None:
+        ok = 0 < self.learning_rate < 1e3
+        _check("learning_rate", self.learning_rate, ok, "must be a positive multiplier", "1 keeps the recipe's rates.")
+
+    def __str__(self) -> str:
+        tied = {None: "", True: ", keys start as queries", False: ", keys and queries start apart"}[self.tie_query_key]
+        return f"rates × {self.learning_rate:g}{tied}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
     """What every variant may choose from, by development needles, before it is judged."""
 
-    learning_rates: tuple[float, ...] = (1.0,)
-    """Multipliers of the optimizer's rates. One entry: no sweep."""
+    settings: tuple[Setting, ...] = (Setting(),)
+    """Of equals the first is taken. One entry: no sweep."""
     seed: int = 100
 
     def __post_init__(self) -> None:
-        ok = bool(self.learning_rates) and all(0 < r < 1e3 for r in self.learning_rates)
-        _check("learning_rates", self.learning_rates, ok, "must be positive multipliers", "Write [0.5, 1.0, 2.0].")
+        _check("settings", self.settings, bool(self.settings), "needs an entry", "Write [[sweep.settings]].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,8 +272,8 @@ class Recipe:
             if name not in names:
                 raise unknown("needles.far_arms, baseline", name, "arm", names)
 
-    def model_config(self, arm: Arm) -> ModelConfig:
-        """The model that `arm` starts from, before any stage changed theta or window."""
+    def model_config(self, arm: Arm, setting: Setting | None = None) -> ModelConfig:
+        """The model that `arm` starts from (as tuned), before any stage changed theta or window."""
         chosen = {**self.model, **arm.model, "vocab_size": self.vocab_size}
         if "init" in chosen:
             chosen["init"] = from_plain(Init, chosen["init"], "model.init")
@@ -265,9 +282,12 @@ class Recipe:
             ok = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
             _check(f"model.{key}", value, ok, "is of the wrong type", f"Give a {kind.__name__}.")
         try:
-            return ModelConfig.variant(arm.variant, self.size, **chosen)
+            config = ModelConfig.variant(arm.variant, self.size, **chosen)
         except ConfigError as error:
             raise error.inside(f"arms.{arm.name}") from None
+        if setting is None or setting.tie_query_key is None:
+            return config
+        return replace(config, init=replace(config.init, tie_query_key=setting.tie_query_key))
 
     @classmethod
     def load(cls, source: str, overrides: Sequence[str] = ()) -> "Recipe":

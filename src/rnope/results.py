@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rnope.errors import UserError
+from rnope.errors import ConfigError, UserError
 from rnope.strict import from_plain, to_plain
 
 VERSION = 1
@@ -65,8 +65,8 @@ class Model:
     prefill_flops: dict[str, int]
     """Context length in tokens -> FLOPs of a prefill."""
     stages: tuple[StageRun, ...]
-    learning_rate: float
-    """Multiplier of the recipe's learning rates that the sweep chose for this variant."""
+    setting: str
+    """What the sweep chose for this variant, in words; the recipe's own where there was none."""
     folder: str
     """The Hugging Face folder, relative to the results file."""
     model_type: str
@@ -148,9 +148,10 @@ class MassRow:
 class Trial:
     """One trial of the sweep that every variant gets alike; failures are kept."""
 
-    variant: str
+    arm: str
+    """The first arm that starts with this model and stage."""
     seed: int
-    learning_rate: float
+    setting: str
     score: float
     """Development needles at the stage's context length, 0 … 10."""
     accuracy: float
@@ -221,7 +222,7 @@ class Results:
         """Read a results file.
 
         Raises:
-            UserError: no such file, not JSON, or a file of another version.
+            UserError: no such file, not JSON, a file of another version, or a field that does not belong.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -229,13 +230,18 @@ class Results:
             raise UserError(f"{path}: cannot be read ({error.strerror}). Run `rnope compare` first.") from None
         except ValueError as error:
             raise UserError(f"{path}: is not JSON ({error}). Restore it, or run `rnope compare` again.") from None
+        except RecursionError:
+            raise UserError(f"{path}: is no results file: it is nested too deeply. Restore it.") from None
         version = data.get("version") if isinstance(data, dict) else None
         if version != VERSION:
             raise UserError(
                 f"{path}: is a results file of version {version!r}; this rnope reads version {VERSION}. "
                 "Run `rnope compare` again into a fresh folder, or use the rnope that wrote it."
             )
-        return from_plain(cls, data)
+        try:
+            return from_plain(cls, data)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.field}", error.value, error.rule, error.remedy) from None
 
 
 def write_text(path: Path, text: str) -> None:

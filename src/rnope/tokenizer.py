@@ -39,6 +39,9 @@ class Tokenizer:
         Raises:
             ConfigError: `vocab_size` is too small to hold the bytes and the words.
         """
+        least = 256 + len((PAD, BOS, EOS))
+        if vocab_size < least:
+            raise ConfigError("vocab_size", vocab_size, f"bytes and special tokens alone are {least}", "Use at least 1024.")
         backend = Backend(models.BPE())
         backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = pre_tokenizers.Sequence(

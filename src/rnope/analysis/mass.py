@@ -82,7 +82,7 @@ def attention_mass(
             kind=kind,
             n=samples,
             mass=_masses(values, reach[kind]),
-            uniform={name: share for name, share in zip(SEGMENTS, uniform.tolist(), strict=True)},
+            uniform=dict(zip(SEGMENTS, uniform.tolist(), strict=True)),
             best_head_needle=float(np.mean(best[kind])),
         )
         for kind, values in kinds.items()

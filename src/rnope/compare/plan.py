@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rnope.config import Arm, Needles, Optimizer, Recipe, Stage
+from rnope.config import Arm, Needles, Optimizer, Recipe, Setting, Stage
 from rnope.model.accounting import prefill_flops, training_flops
 from rnope.model.spec import ModelConfig
 from rnope.strict import to_plain
@@ -79,10 +79,10 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps([FORMAT, *map(to_plain, parts)], sort_keys=True).encode()).hexdigest()[:10]
 
 
-def training_jobs(recipe: Recipe, arm: Arm, seed: int, learning_rate: float, data: str) -> list[Job]:
+def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: str) -> list[Job]:
     """The chain of stages of `arm`, one job each."""
     jobs: list[Job] = []
-    model = recipe.model_config(arm)
+    model = recipe.model_config(arm, setting)
     for count, stage in enumerate(arm.stages, 1):
         work = Train(
             recipe=recipe.name,
@@ -90,14 +90,14 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, learning_rate: float, dat
             variant=arm.variant,
             stages=arm.stages[:count],
             optimizer=recipe.optimizer,
-            learning_rate=learning_rate,
+            learning_rate=setting.learning_rate,
             seed=seed,
         )
         rows = stage.batch_tokens // stage.context_tokens
         flops = training_flops(model, stage.context_tokens) * max(rows, 1)
         name = f"{stage.name}-{arm.variant}-seed{seed}"
         # The recipe's name is provenance; it changes no weight.
-        identity = _digest(model, work.stages, work.optimizer, learning_rate, seed, data)
+        identity = _digest(model, work.stages, work.optimizer, work.learning_rate, seed, data)
         jobs.append(
             Job(
                 id=f"{name}-{identity}",
@@ -157,21 +157,33 @@ def sweep_key(recipe: Recipe, arm: Arm) -> str:
     return _digest(recipe.model_config(arm), arm.stages[0])
 
 
-def sweep_jobs(recipe: Recipe, data: str) -> dict[tuple[str, float], tuple[Arm, Job, Job]]:
-    """(sweep key, learning rate) -> (arm, training of its first stage, development needles)."""
-    found: dict[tuple[str, float], tuple[Arm, Job, Job]] = {}
-    if len(recipe.sweep.learning_rates) < 2:
-        return found
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialJobs:
+    """One setting tried for one subject of the sweep."""
+
+    subject: str
+    """A `sweep_key`."""
+    arm: Arm
+    """The first arm of that subject."""
+    setting: Setting
+    train: Job
+    ask: Job
+
+
+def sweep_jobs(recipe: Recipe, data: str) -> list[TrialJobs]:
+    """The first stage of every subject under every setting, and its development needles."""
+    found: dict[tuple[str, Setting], TrialJobs] = {}
+    if len(recipe.sweep.settings) < 2:
+        return []
     for arm in recipe.arms:
-        for rate in recipe.sweep.learning_rates:
-            key = (sweep_key(recipe, arm), rate)
-            if key not in found:
-                train = training_jobs(recipe, arm, recipe.sweep.seed, rate, data)[0]
-                ask = ask_job(
-                    recipe, arm, recipe.sweep.seed, train.id, "standard", arm.stages[0].context_tokens, dev=True
-                )
-                found[key] = (arm, train, ask)
-    return found
+        for setting in recipe.sweep.settings:
+            subject = sweep_key(recipe, arm)
+            if (subject, setting) not in found:
+                seed, length = recipe.sweep.seed, arm.stages[0].context_tokens
+                train = training_jobs(recipe, arm, seed, setting, data)[0]
+                ask = ask_job(recipe, arm, seed, train.id, "standard", length, dev=True)
+                found[subject, setting] = TrialJobs(subject=subject, arm=arm, setting=setting, train=train, ask=ask)
+    return list(found.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,31 +192,31 @@ class ArmJobs:
 
     arm: Arm
     seed: int
-    learning_rate: float
+    setting: Setting
     training: tuple[Job, ...]
     questions: tuple[Job, ...]
 
 
-def arm_jobs(recipe: Recipe, rates: Mapping[str, float], data: str) -> list[ArmJobs]:
-    """Every arm at every seed, with the learning rate that its sweep key was given."""
+def arm_jobs(recipe: Recipe, settings: Mapping[str, Setting], data: str) -> list[ArmJobs]:
+    """Every arm at every seed, with the setting that its sweep key was given."""
     found = []
     for arm in recipe.arms:
         for seed in arm.seeds:
-            rate = rates[sweep_key(recipe, arm)]
-            training = training_jobs(recipe, arm, seed, rate, data)
+            setting = settings[sweep_key(recipe, arm)]
+            training = training_jobs(recipe, arm, seed, setting, data)
             last = training[-1].id
-            settings = recipe.needles
-            lengths = sorted({*settings.context_tokens, arm.trained_tokens})
-            if arm.name in settings.far_arms and seed in (settings.far_seeds or arm.seeds):
-                lengths = sorted({*lengths, *settings.far_tokens})
+            needles = recipe.needles
+            lengths = sorted({*needles.context_tokens, arm.trained_tokens})
+            if arm.name in needles.far_arms and seed in (needles.far_seeds or arm.seeds):
+                lengths = sorted({*lengths, *needles.far_tokens})
             asks = [ask_job(recipe, arm, seed, last, "standard", length) for length in lengths]
-            for length in settings.control_tokens:
+            for length in needles.control_tokens:
                 asks += [ask_job(recipe, arm, seed, last, row, length) for row in ("unseen-keys", "no-needle")]
             asks.append(ask_job(recipe, arm, seed, last, "needle-only", arm.trained_tokens))
             looks = [look_job(recipe, arm, seed, last, length) for length in recipe.attention_tokens]
             found.append(
                 ArmJobs(
-                    arm=arm, seed=seed, learning_rate=rate, training=tuple(training), questions=(*asks, *looks)
+                    arm=arm, seed=seed, setting=setting, training=tuple(training), questions=(*asks, *looks)
                 )
             )
     return found

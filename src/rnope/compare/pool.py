@@ -115,7 +115,7 @@ class Pool:
         urgency = _urgency(todo)
         waiting = dict(todo)
         running: dict[Future[tuple[dict[str, Any], float]], Job] = {}
-        done_cost = {job_id: 0.0 for job_id in todo}
+        done_cost = dict.fromkeys(todo, 0.0)
         whole = progress.add_task(f"{len(todo)} jobs", total=sum(job.cost for job in todo.values()))
         bars: dict[str, Any] = {}
         while waiting or running:

@@ -30,15 +30,16 @@ def preview(recipe: Recipe) -> str:
             theta = f", θ {stage.theta:,.10g}" if stage.theta else ""
             lengths = "+".join(f"{n:,}" for n in stage.row_lengths)
             lines.append(
-                f"         {stage.name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens, rows of {lengths}{theta}; "
-                f"{tokens:,} tokens, at most {flops:.2g} FLOPs"
+                f"{'':9}{stage.name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens, "
+                f"rows of {lengths}{theta}; {tokens:,} tokens, at most {flops:.2g} FLOPs"
             )
         lines.append(
-            f"         {parameters(config):,} parameters, seeds {', '.join(map(str, arm.seeds))}; 1× is {arm.trained_tokens:,} tokens"
+            f"{'':9}{parameters(config):,} parameters, seeds {', '.join(map(str, arm.seeds))}; "
+            f"1× is {arm.trained_tokens:,} tokens"
         )
-    rates = {sweep_key(recipe, arm): recipe.sweep.learning_rates[0] for arm in recipe.arms}
-    sweep = [job for _, train, ask in sweep_jobs(recipe, "").values() for job in (train, ask)]
-    jobs = [job for arm in arm_jobs(recipe, rates, "") for job in (*arm.training, *arm.questions)]
+    settings = {sweep_key(recipe, arm): recipe.sweep.settings[0] for arm in recipe.arms}
+    sweep = [job for trial in sweep_jobs(recipe, "") for job in (trial.train, trial.ask)]
+    jobs = [job for arm in arm_jobs(recipe, settings, "") for job in (*arm.training, *arm.questions)]
     lines += [
         "",
         f"asked at {', '.join(f'{n:,}' for n in recipe.needles.context_tokens)} tokens, "

@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
-from rnope.compare.plan import ArmJobs, Job, arm_jobs, sweep_jobs, sweep_key
+from rnope.compare.plan import ArmJobs, TrialJobs, arm_jobs, sweep_jobs, sweep_key
 from rnope.compare.pool import Pool
 from rnope.compare.verdicts import differences, judge
 from rnope.compare.work import Place, chain_config
-from rnope.config import Recipe
+from rnope.config import Recipe, Setting
 from rnope.data.prepare import Prepared, prepare
 from rnope.errors import UserError
 from rnope.model.accounting import cache_bytes, parameters, prefill_flops
@@ -45,12 +45,12 @@ def compare(recipe: Recipe, *, corpus: str | None, out: Path, workers: int, cons
     pool = Pool(Place(out=out, data=data), workers=workers, console=console)
 
     trials = sweep_jobs(recipe, data.digest)
-    pool.run([job for _, train, ask in trials.values() for job in (train, ask)])
-    rates = chosen_rates(recipe, trials, pool.results)
-    arms = arm_jobs(recipe, rates, data.digest)
+    pool.run([job for trial in trials for job in (trial.train, trial.ask)])
+    chosen = chosen_settings(recipe, trials, pool.results)
+    arms = arm_jobs(recipe, chosen, data.digest)
     pool.run(list({job.id: job for arm in arms for job in (*arm.training, *arm.questions)}.values()))
 
-    results = assemble(recipe, data, arms, trials, rates, pool, command=command, seconds=time.time() - started)
+    results = assemble(recipe, data, arms, trials, chosen, pool, command=command, seconds=time.time() - started)
     results.save(out / "results.json")
     write_report(results, out)
     return results
@@ -66,23 +66,25 @@ def _writable(out: Path) -> None:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}). Name another folder.") from None
 
 
-def chosen_rates(
-    recipe: Recipe, trials: Mapping[tuple[str, float], tuple[Any, Job, Job]], results: Mapping[str, dict[str, Any]]
-) -> dict[str, float]:
-    """Sweep key -> learning-rate multiplier: the best on development needles, and of equals the one nearest to 1."""
-    rates = {sweep_key(recipe, arm): recipe.sweep.learning_rates[0] for arm in recipe.arms}
-    for key in {key for key, _ in trials} & set(rates):
-        scored = [(rate, results[ask.id]["score"]) for (k, rate), (_, _, ask) in trials.items() if k == key]
-        rates[key] = min(scored, key=lambda pair: (-pair[1], abs(pair[0] - 1), pair[0]))[0]
-    return rates
+def chosen_settings(
+    recipe: Recipe, trials: Sequence[TrialJobs], results: Mapping[str, dict[str, Any]]
+) -> dict[str, Setting]:
+    """Sweep key -> the setting that did best on development needles; of equals the first of the recipe."""
+    chosen = {sweep_key(recipe, arm): recipe.sweep.settings[0] for arm in recipe.arms}
+    best = dict.fromkeys(chosen, -1.0)
+    for trial in trials:  # in the recipe's order
+        score = results[trial.ask.id]["score"]
+        if score > best[trial.subject]:
+            best[trial.subject], chosen[trial.subject] = score, trial.setting
+    return chosen
 
 
 def assemble(
     recipe: Recipe,
     data: Prepared,
     arms: list[ArmJobs],
-    trials: Mapping[tuple[str, float], tuple[Any, Job, Job]],
-    rates: Mapping[str, float],
+    trials: Sequence[TrialJobs],
+    chosen: Mapping[str, Setting],
     pool: Pool,
     *,
     command: str,
@@ -123,7 +125,7 @@ def assemble(
         learning=tuple(learning),
         needles=tuple(needles),
         attention=tuple(attention),
-        trials=_trials(trials, rates, pool),
+        trials=_trials(trials, chosen, pool),
         differences=differences(recipe, needles),
         verdicts=(),
         notes=_notes(recipe),
@@ -163,7 +165,7 @@ def _model(recipe: Recipe, arm: ArmJobs, pool: Pool) -> Model:
         cache_bytes={str(n): cache_bytes(config, n) for n in lengths},
         prefill_flops={str(n): prefill_flops(config, n) for n in lengths},
         stages=tuple(from_plain(StageRun, pool.results[job.id]["run"]) for job in arm.training),
-        learning_rate=arm.learning_rate,
+        setting=str(arm.setting),
         folder=str(target.relative_to(pool.place.out)),
         model_type=json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"],
     )
@@ -202,22 +204,19 @@ def _learning(arm: ArmJobs, pool: Pool) -> list[Point]:
     return points
 
 
-def _trials(
-    trials: Mapping[tuple[str, float], tuple[Any, Job, Job]], rates: Mapping[str, float], pool: Pool
-) -> tuple[Trial, ...]:
+def _trials(trials: Sequence[TrialJobs], chosen: Mapping[str, Setting], pool: Pool) -> tuple[Trial, ...]:
     found = []
-    for (key, rate), (arm, train, ask) in trials.items():
-        run = pool.results[train.id]["run"]
-        full = str(arm.stages[0].context_tokens)
+    for trial in trials:
+        run, asked = pool.results[trial.train.id]["run"], pool.results[trial.ask.id]
         found.append(
             Trial(
-                variant=arm.name if arm.model else arm.variant,
-                seed=pool.results[ask.id]["seed"],
-                learning_rate=rate,
-                score=pool.results[ask.id]["score"],
+                arm=trial.arm.name,
+                seed=asked["seed"],
+                setting=str(trial.setting),
+                score=asked["score"],
                 accuracy=run["accuracy"],
-                steps_to_full_context=run["promotions"].get(full),
-                chosen=rates.get(key) == rate,
+                steps_to_full_context=run["promotions"].get(str(trial.arm.stages[0].context_tokens)),
+                chosen=chosen[trial.subject] == trial.setting,
             )
         )
     return tuple(found)
@@ -246,8 +245,11 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
         notes.append("Help given to every arm alike: the last layer's keys start out equal to its queries.")
     if recipe.optimizer.name == "muon":
         notes.append("Every arm is trained with Muon for its matrices and AdamW for embedding and norms.")
-    if len(recipe.sweep.learning_rates) > 1:
-        notes.append("Learning rates were chosen per variant from the same list, by development needles; every trial is below.")
+    if len(recipe.sweep.settings) > 1:
+        notes.append(
+            "Learning rate and initialisation were chosen per variant from the same list, by development needles at the "
+            "trained length alone; every trial is below."
+        )
     else:
         notes.append("No arm was tuned here: the optimizer's rates are the recipe's, the same for all.")
     return tuple(notes)

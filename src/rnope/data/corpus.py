@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import sysconfig
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ def read_corpus(path: str | None) -> tuple[Document, ...]:
     Raises:
         ConfigError: no such path, no text in it, or a line that is not such an object.
     """
+    if path == "":  # which would be the current folder
+        raise ConfigError("corpus", path, "is empty", "Give a file or a folder, or none for the built-in text.")
     found = builtin_documents() if path is None else _from_path(Path(path))
     documents = tuple({d.text: d for d in found if d.text.strip()}.values())
     if not documents:
@@ -88,16 +91,22 @@ def builtin_documents() -> Iterator[Document]:
 
 
 def _from_path(path: Path) -> Iterator[Document]:
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) is not None)
-    elif path.is_file():
-        if _kind(path) is None:
-            raise ConfigError("corpus", str(path), "is of no known kind", "Use .txt, .md, .rst, .jsonl or .jsonl.gz.")
-        files = [path]
-    else:
-        raise ConfigError("corpus", str(path), "does not exist", "Give a file or a folder, or none for the built-in text.")
+    try:
+        files = _files(path)
+    except OSError as error:
+        raise ConfigError("corpus", str(path), f"cannot be read ({error.strerror})", "Give another path.") from None
     for file in files:
         yield from _from_file(file)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) is not None)
+    if not path.is_file():
+        raise ConfigError("corpus", str(path), "does not exist", "Give a file or a folder, or none for the built-in text.")
+    if _kind(path) is None:
+        raise ConfigError("corpus", str(path), "is of no known kind", "Use .txt, .md, .rst, .jsonl or .jsonl.gz.")
+    return [path]
 
 
 def _kind(path: Path) -> Literal["text", "jsonl"] | None:
@@ -108,8 +117,8 @@ def _kind(path: Path) -> Literal["text", "jsonl"] | None:
 def _from_file(path: Path) -> Iterator[Document]:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = raw.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ConfigError("corpus", str(path), f"cannot be read ({error})", "Give UTF-8 text, or leave it out.") from None
     if _kind(path) == "text":
         yield Document(source=path.name, text=text)
@@ -119,10 +128,12 @@ def _from_file(path: Path) -> Iterator[Document]:
             continue
         try:
             document = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             document = None
         if not isinstance(document, str):
             raise ConfigError(
                 "corpus", f"{path}:{number}", "is no JSON object with a string `text`", 'Write {"text": "..."} per line.'
             )
-        yield Document(source=f"{path.name}:{number}", text=document)
+        # JSON can spell half a surrogate pair, which is no text.
+        whole = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield Document(source=f"{path.name}:{number}", text=whole)

@@ -113,5 +113,5 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, starts: Tensor |
         low, high = (int(x) for x in rows.aminmax())
         if low < 0 or high >= tk:
             raise ConfigError(
-                "rows", (low, high), f"must lie in 0 … {tk - 1}, the keys' positions", "Count from the first key."
+                "rows", (low, high), f"must lie in 0 … {tk - 1}", "Give positions among the keys, counted from 0."
             )

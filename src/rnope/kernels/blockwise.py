@@ -24,9 +24,11 @@ from rnope.kernels.banded import Band, Banded
 from rnope.kernels.reference import softmax_dtype, visible
 
 TILE_SCORES = 2**18
-"""Scores of one tile: they should stay in the second-level cache of a core (1 MB in float32)."""
-TILE_QUERIES = (64, 256)
-"""Fewest and most queries of a block: thinner matrix products are slow, taller ones waste work outside the window."""
+"""Scores of a tile in the backward pass: they should stay in a core's second-level cache (1 MB in float32)."""
+TILE_MASK = 2**21
+"""Entries of a tile's mask in the forward pass, where the fused kernel keeps no scores."""
+TILE_QUERIES = (64, 128)
+"""Fewest and most queries of a tile: thinner matrix products are slow, taller ones waste work outside the window."""
 KEPT_SCORES = 2**20
 """Scores that a layer may keep for its backward pass instead of computing them again."""
 
@@ -43,9 +45,15 @@ def attend(
         if window is None and starts is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=h != k.shape[1])
         band = Band.over(tq, window or tk)
+        if band.blocks == 1 and starts is None:
+            seen = torch.ones(tq, tk, dtype=torch.bool, device=q.device).tril().triu_(1 - (window or tk))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=h != k.shape[1])
         if b * h * band.scores_per_head <= KEPT_SCORES:
-            return Banded.apply(q, k, v, starts, band)  # type: ignore[no-any-return, no-untyped-call]
-    return Tiled.apply(q, k, v, window, starts, rows)  # type: ignore[no-any-return, no-untyped-call]
+            return Banded.apply(q, k, v, starts, band)
+    if tq == 1 and rows is None and starts is None:
+        near = slice(None if window is None else -window, None)  # All of them are seen: no mask.
+        return F.scaled_dot_product_attention(_folded(q, k), k[:, :, near], v[:, :, near]).reshape(q.shape)
+    return Tiled.apply(q, k, v, window, starts, rows)
 
 
 def refusal(q: Tensor, *, window: int | None, starts: Tensor | None, rows: Tensor | None) -> ConfigError | None:
@@ -57,13 +65,15 @@ def refusal(q: Tensor, *, window: int | None, starts: Tensor | None, rows: Tenso
 
 
 class Tile(NamedTuple):
-    """Queries, and the keys that any of them may see."""
+    """Some queries, the keys that any of them may see, and which see which."""
 
     batch: slice
-    heads: slice
-    """Key-value heads, each with its group of query heads."""
     queries: slice
     keys: slice
+    bias: Tensor
+    """[b|1, 1, g·r, l], zeros and minus infinities; the heads of a group are rows of one matrix."""
+    blind: Tensor | None
+    """bool [b, 1, g·r, 1], true where a query sees nothing; None where that cannot be."""
 
 
 class Tiled(torch.autograd.Function):
@@ -76,13 +86,15 @@ class Tiled(torch.autograd.Function):
         b, h, tq, d = q.shape
         ctx.window = window
         ctx.save_for_backward(q, k, v, starts, rows)
+        if q.device.type == "cpu" and window is None and starts is None and rows is None and tq < k.shape[2]:
+            return _continued(q, k, v)
         out = q.new_empty(b, tq, h, d).transpose(1, 2)  # The layout that an output projection reads without a copy.
         queries, outs = _grouped(q, k), _grouped(out, k)
-        for part, bias, blind in _tiles(q, k, window, starts, rows):
-            at = part.batch, part.heads, slice(None), part.queries
-            qs, ks, vs = _folded(queries[at]), _keys(k, part), _keys(v, part)
-            mixed = tile.weights(tile.scores(qs, ks, bias), blind) @ vs
-            outs[at] = mixed.view(outs[at].shape)
+        for batch, span, keys, bias, blind in _tiles(q, k, window, starts, rows, scores=TILE_MASK):
+            at, to = (batch, slice(None), slice(None), span), (batch, slice(None), keys)
+            # The fused kernel keeps no scores, so that one tile takes all heads.
+            mixed = F.scaled_dot_product_attention(queries[at].flatten(2, 3), k[to], v[to], attn_mask=bias)
+            outs[at] = (mixed if blind is None else mixed.masked_fill(blind, 0.0)).view(outs[at].shape)
         return out
 
     @staticmethod
@@ -93,54 +105,67 @@ class Tiled(torch.autograd.Function):
         precise = softmax_dtype(k.dtype) if ctx.window is None else k.dtype
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=precise), torch.zeros_like(v, dtype=precise)
         queries, grads, dqueries = _grouped(q, k), _grouped(grad, k), _grouped(dq, k)
-        for part, bias, blind in _tiles(q, k, ctx.window, starts, rows):
-            at = part.batch, part.heads, slice(None), part.queries
-            qs, ks, vs = _folded(queries[at]), _keys(k, part), _keys(v, part)
-            weights = tile.weights(tile.scores(qs, ks, bias), blind)
-            dqs, dks, dvs = tile.gradients(_folded(grads[at]), qs, ks, vs, weights)
-            dqueries[at] = dqs.view(dqueries[at].shape)
-            for whole, piece in ((dk, dks), (dv, dvs)):
-                to = whole[part.batch, part.heads, part.keys]
-                to += piece.view(to.shape)
+        for batch, span, keys, bias, blind in _tiles(q, k, ctx.window, starts, rows, scores=TILE_SCORES):
+            step = max(1, TILE_SCORES // (batch.stop - batch.start) // bias[0].numel())
+            for heads in (slice(i, min(i + step, k.shape[1])) for i in range(0, k.shape[1], step)):
+                at, to = (batch, heads, slice(None), span), (batch, heads, keys)
+                qs, gs = (x[at].flatten(2, 3).flatten(0, 1) for x in (queries, grads))  # n g·r d
+                ks, vs = k[to].flatten(0, 1), v[to].flatten(0, 1)  # n l d
+                unseeing = None if blind is None else _over(blind, heads)
+                weights = tile.weights(tile.scores(qs, ks, _over(bias, heads)), unseeing)
+                dqs, dks, dvs = tile.gradients(gs, qs, ks, vs, weights)
+                dqueries[at] = dqs.view(dqueries[at].shape)
+                for whole, piece in ((dk[to], dks), (dv[to], dvs)):
+                    whole += piece.view(whole.shape)
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
+def _continued(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full span, the queries the last of the keys: all see the past, each its part of the present; no mask is made."""
+    tq, past, groups = q.shape[2], k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    before, log_before = (x.reshape(q.shape[: x.dim()]) for x in fused(_folded(q, k), k[:, :, :past], v[:, :, :past]))
+    present = (x[:, :, past:].repeat_interleave(groups, dim=1) for x in (k, v))
+    now, log_now = fused(q, *present, is_causal=True)
+    share = (log_before - log_now).sigmoid()[..., None]  # Of the past in the sum that softmax divides by. b h tq 1
+    return torch.lerp(now.to(share.dtype), before.to(share.dtype), share).to(q.dtype)
+
+
 def _tiles(
-    q: Tensor, k: Tensor, window: int | None, starts: Tensor | None, rows: Tensor | None
-) -> Iterator[tuple[Tile, Tensor, Tensor | None]]:
-    """Each tile with its bias and its blind queries, as `tile` wants them."""
+    q: Tensor, k: Tensor, window: int | None, starts: Tensor | None, rows: Tensor | None, *, scores: int
+) -> Iterator[Tile]:
+    """Tiles of about `scores` scores in a head and a row of the batch; every query is in one."""
     tq, tk, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     positions = torch.arange(tk - tq, tk, device=q.device) if rows is None else rows
-    previous: tuple[object, ...] = ()
-    for part in _plan(q, k, window, starts, rows):
-        batch, heads, queries, keys = part
+    masks: tuple[Tensor, Tensor | None] | None = None
+    previous: object = None
+    for batch, queries, keys in _plan(q, k, window, starts, rows, scores):
         # Without starts and rows a mask depends only on how queries stand to keys, so that inner blocks share one.
         same = (queries.start - keys.start, queries.stop - keys.start, keys.stop - keys.start)
-        if starts is not None or rows is not None:
-            same = (batch, queries, heads.stop - heads.start)
-        if same != previous:
-            previous = same
+        if masks is None or starts is not None or rows is not None or same != previous:
             begins = None if starts is None else starts[batch, queries]
             seen = visible(positions[queries], torch.arange(keys.start, keys.stop, device=q.device), window, begins)
-            wide = 1 if len(seen) == 1 else heads.stop - heads.start  # One mask is enough for all heads of one row.
-            bias = tile.spread(q.new_zeros(()).masked_fill(~seen, -torch.inf), wide, groups)
-            blind = None if starts is None else tile.spread(~seen.any(-1, keepdim=True), wide, groups)
-        yield part, bias, blind
+            seen = seen[:, None].repeat(1, 1, groups, 1)  # b|1 1 g·r l
+            blind = None if starts is None else ~seen.any(-1, keepdim=True)
+            masks = q.new_zeros(()).masked_fill(~seen, -torch.inf), blind
+        previous = same
+        yield Tile(batch, queries, keys, *masks)
 
 
-def _plan(q: Tensor, k: Tensor, window: int | None, starts: Tensor | None, rows: Tensor | None) -> Iterator[Tile]:
-    """Tiles in the order batch, queries, heads, so that the heads of a block can share its mask."""
+def _plan(
+    q: Tensor, k: Tensor, window: int | None, starts: Tensor | None, rows: Tensor | None, scores: int
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Rows of the batch, queries, and the keys that these queries may see."""
     b, h, tq, _ = q.shape
     kv, tk = k.shape[1:3]
-    groups, span = h // kv, tk if window is None else min(tk, 2 * window)
-    height = min(max(TILE_SCORES // span, TILE_QUERIES[0]), TILE_QUERIES[1])
-    block = min(tq, max(1, height // groups))
+    span = tk if window is None else min(tk, 2 * window)
+    height = min(max(scores // span, TILE_QUERIES[0]), TILE_QUERIES[1])
+    block = min(tq, max(1, height * kv // h))
     span = tk if window is None else min(tk, block + window)
-    batch_step = max(1, TILE_SCORES // (h * block * span))
-    head_step = max(1, TILE_SCORES // (groups * block * span))
+    step = max(1, scores // (h * block * span))
     first, place = (None if x is None else x.cpu() for x in (starts, rows))  # One copy, not one wait per tile.
-    for i in range(0, b, batch_step):
-        batch = slice(i, min(b, i + batch_step))
+    for i in range(0, b, step):
+        batch = slice(i, min(b, i + step))
         for s in range(0, tq, block):
             queries = slice(s, min(tq, s + block))
             low, high = tk - tq + s, tk - tq + queries.stop - 1
@@ -150,9 +175,7 @@ def _plan(q: Tensor, k: Tensor, window: int | None, starts: Tensor | None, rows:
             if first is not None:
                 begin = max(begin, int(first[batch, queries].min()))
             begin = min(begin, high) // tile.ALIGNED * tile.ALIGNED
-            keys = slice(begin, min(tk, tile.aligned(high + 1)))
-            for j in range(0, kv, head_step):
-                yield Tile(batch, slice(j, min(kv, j + head_step)), queries, keys)
+            yield batch, queries, slice(begin, min(tk, tile.aligned(high + 1)))
 
 
 def _grouped(x: Tensor, k: Tensor) -> Tensor:
@@ -160,11 +183,11 @@ def _grouped(x: Tensor, k: Tensor) -> Tensor:
     return x.view(x.shape[0], k.shape[1], -1, *x.shape[2:])
 
 
-def _folded(x: Tensor) -> Tensor:
-    """[b, kv, g, r, d] as [b·kv, g·r, d]: the heads of a group are rows of one matrix."""
-    return x.flatten(2, 3).flatten(0, 1)
+def _folded(q: Tensor, k: Tensor) -> Tensor:
+    """[b, h, t, d] as [b, kv, g·t, d]: the heads of a group are rows of one matrix."""
+    return _grouped(q, k).flatten(2, 3)
 
 
-def _keys(x: Tensor, part: Tile) -> Tensor:
-    """The tile's keys or values [n, l, d]; a copy at most of these."""
-    return x[part.batch, part.heads, part.keys].flatten(0, 1)
+def _over(mask: Tensor, heads: slice) -> Tensor:
+    """A mask [b|1, 1, r, l] for `heads`, [b·heads, r, l]; where b is 1, one [1, r, l] serves them all."""
+    return mask[0] if len(mask) == 1 else mask.expand(-1, heads.stop - heads.start, -1, -1).flatten(0, 1)

@@ -21,7 +21,7 @@ def attend(
     keys, values = (x.to(precise).repeat_interleave(groups, dim=1) for x in (k, v))  # b h tk d
     scores = (q.to(precise) @ keys.mT) * q.shape[-1] ** -0.5  # b h tq tk
     # A finite filler and a second mask: a query that sees nothing gets zeros, and finite gradients.
-    weights = scores.masked_fill(~seen, torch.finfo(precise).min).softmax(-1).masked_fill(~seen, 0.0)
+    weights: Tensor = scores.masked_fill(~seen, torch.finfo(precise).min).softmax(-1).masked_fill(~seen, 0.0)
     return (weights @ values).to(q.dtype)
 
 

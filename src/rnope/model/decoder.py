@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnope.errors import ConfigError
 from rnope.model.attention import Attention, LayerNorm, RotaryTables
 from rnope.model.rope import rotary_table
 from rnope.model.spec import LayerSpec, ModelConfig
@@ -96,7 +97,12 @@ class Decoder(nn.Module):
             starts: [b, t], the first position that each token may see: left padding and document bounds.
             rows: [r], the positions that are wanted. The last layer then computes only those queries (and keys and
                 values for all), so that a hybrid whose last layer is full reads long contexts in linear time.
+
+        Raises:
+            ConfigError: an id outside the vocabulary (looked for on the CPU only; a GPU would have to wait for it).
         """
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_ids(ids)
         tables = self.rotary_tables(torch.arange(ids.shape[1], device=ids.device))
         x = self.embedding(ids)
         *early, last = self.blocks
@@ -105,6 +111,16 @@ class Decoder(nn.Module):
         if rows is not None and starts is not None:
             starts = starts[:, rows]
         return self.norm(last(x, tables, starts=starts, rows=rows))
+
+    def _check_ids(self, ids: Tensor) -> None:
+        low, high = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
+        if low < 0 or high >= self.config.vocab_size:
+            raise ConfigError(
+                "ids",
+                low if low < 0 else high,
+                f"is outside the vocabulary of {self.config.vocab_size:,} tokens",
+                "Use the tokenizer that the model was trained with.",
+            )
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits [..., vocab] of final `states` [..., width]."""

@@ -1,5 +1,5 @@
-"""The report: a results file to one self-contained HTML page, a Markdown twin and figures. It formats, and judges nothing
-but who may be compared with whom (`gate`).
+"""The report: a results file to one self-contained HTML page, a Markdown twin and figures. It formats, and judges
+nothing but who may be compared with whom (`gate`).
 """
 
 import os

@@ -3,7 +3,7 @@
 Both templates render these blocks, so that the HTML page and its Markdown twin cannot say different things.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -81,8 +81,15 @@ def cells(*row: Cell | str) -> tuple[Cell, ...]:
     return tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row)
 
 
-def table(caption: str, head: Iterable[Cell | str], rows: Iterable[Iterable[Cell | str]], note: str = "",
-          *, folded: bool = False, prose: bool = False) -> Table:  # fmt: skip
+def table(
+    caption: str,
+    head: Sequence[Cell | str] | Sequence[str],
+    rows: Iterable[Sequence[Cell | str] | Sequence[str] | Sequence[Cell]],
+    note: str = "",
+    *,
+    folded: bool = False,
+    prose: bool = False,
+) -> Table:
     """A table from cells and plain strings; every row as long as the head."""
     body = tuple(cells(*row) for row in rows)
     top = cells(*head)

@@ -75,10 +75,8 @@ def _label(axis: Any, text: str, y: float, colour: str, dashes: Any) -> None:
     """Left of a strip: whose it is, and how that seed's curve is drawn."""
     across = axis.get_yaxis_transform()
     axis.text(-0.012, y, text, transform=across, ha="right", va="center", fontsize=7.5)
-    end = -0.028 - 0.0145 * len(text)
-    axis.plot(
-        [end - 0.07, end], [y, y], transform=across, color=colour, linestyle=dashes, linewidth=1.6, clip_on=False
-    )
+    end = -0.022 - 0.0185 * len(text)
+    axis.plot([end - 0.07, end], [y, y], transform=across, color=colour, linestyle=dashes, linewidth=1.6, clip_on=False)
 
 
 def _strip(axis: Any, points: list[tuple[int, Point]], low: float, end: int, contexts: list[int]) -> None:
@@ -88,7 +86,9 @@ def _strip(axis: Any, points: list[tuple[int, Point]], low: float, end: int, con
     for k, i in enumerate(starts):
         length, left, right = points[i][1].context_tokens, edges[k], edges[k + 1]
         shade = 0.93 - 0.5 * contexts.index(length) / max(1, len(contexts) - 1)
-        axis.bar(left, _STRIP * 0.82, right - left, low, align="edge", color=str(shade), edgecolor="white", linewidth=0.8)
+        axis.bar(
+            left, _STRIP * 0.82, right - left, low, align="edge", color=str(shade), edgecolor="white", linewidth=0.8
+        )
         if right - left > 0.055 * end:
             axis.text(
                 (left + right) / 2, low + _STRIP * 0.4, words.short_tokens(length),

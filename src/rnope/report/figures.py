@@ -1,4 +1,4 @@
-"""The figures of the report: which there are, and those of scores and costs. Drawing only; the gate hands out the rows."""
+"""The figures of the report: which there are, and those of scores and costs. Only drawing: the gate picks the rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ def _score(gate: Gate) -> bytes | None:
         figure, (axis,) = draw.new(draw.WIDTH, 4.9)
         for place, arm in enumerate(shown):
             colour, marker = style[arm]
-            shift = 2 ** (0.1 * (place - (len(shown) - 1) / 2))
+            shift = 2 ** (min(0.1, 0.36 / len(shown)) * (place - (len(shown) - 1) / 2))
             for seed in gate.seeds(arm):
                 own = sorted((r for r in rows if (r.arm, r.seed) == (arm, seed)), key=lambda r: r.context_tokens)
                 _line(axis, own, colour, marker, shift)
@@ -109,7 +109,8 @@ def _heat(gate: Gate) -> bytes | None:
         image = None
         for axis, (arm, cells) in zip(axes, maps.items(), strict=False):
             grid = [
-                [10 * c.hits / c.n if (c := cells.get((n, d))) and c.n else float("nan") for n in lengths] for d in depths
+                [10 * c.hits / c.n if (c := cells.get((n, d))) and c.n else float("nan") for n in lengths]
+                for d in depths
             ]
             image = axis.imshow(grid, cmap=HEAT, vmin=0, vmax=10, aspect="auto")
             one = next(m.trained_tokens for m in gate.results.models if m.arm == arm)

@@ -63,7 +63,9 @@ def standings(results: Results) -> tuple[Standing, ...]:
     """Every arm and seed that the results know of, in the order of `Results.arms`; none is dropped."""
     runs = {(model.arm, model.seed) for model in results.models}
     runs |= {(row.arm, row.seed) for row in results.needles} | {(point.arm, point.seed) for point in results.learning}
-    return tuple(standing(results, arm, seed) for arm in arms(results) for seed in sorted(s for a, s in runs if a == arm))
+    return tuple(
+        standing(results, arm, seed) for arm in arms(results) for seed in sorted(s for a, s in runs if a == arm)
+    )
 
 
 def arms(results: Results) -> tuple[str, ...]:
@@ -113,8 +115,7 @@ class Gate:
         return tuple(
             r
             for r in self.results.needles
-            if r.row != "standard"
-            and (self.open(r.arm, r.seed) or r.context_tokens <= trained.get((r.arm, r.seed), 0))
+            if r.row != "standard" and (self.open(r.arm, r.seed) or r.context_tokens <= trained.get((r.arm, r.seed), 0))
         )
 
     def attention(self) -> tuple[MassRow, ...]:

@@ -45,7 +45,9 @@ def attention(gate: Gate) -> bytes | None:
             if known:
                 _bars(theirs, [length for length, _ in known], [m for _, m in known])
                 position = "NoPE" if kind.startswith("nope") else "RoPE"
-                theirs.set_title(f"paper: {name}{'' if name == position else f', {position} layers'}", fontsize=9.5, color="#555555")
+                theirs.set_title(
+                    f"paper: {name}{'' if name == position else f', {position} layers'}", fontsize=9.5, color="#555555"
+                )
             else:
                 theirs.set_axis_off()
                 theirs.text(0.0, 0.5, "no such layers in the paper's tables", color="#777777", fontsize=8.5)

@@ -42,12 +42,11 @@ def render(gate: Gate, figures: Mapping[str, bytes]) -> tuple[str, str]:
     results = gate.results
     name = results.recipe.get("name")
     when = next((str(results.provenance[key]) for key in ("date", "when", "started") if key in results.provenance), "")
+    trained = [words.tokens(n) for n in sorted({model.trained_tokens for model in results.models})]
     facts = [
         f"recipe {name}" if name else "",
         f"{len(results.models)} models of {len(results.arms)} arms",
-        f"trained to {words.listed([words.tokens(n) for n in sorted({m.trained_tokens for m in results.models})])} tokens"
-        if results.models
-        else "",
+        f"trained to {words.listed(trained)} tokens" if trained else "",
         when,
     ]
     context = {

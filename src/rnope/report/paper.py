@@ -95,7 +95,7 @@ Context Length | Model | NoPE begin | NoPE needle | NoPE context | NoPE qc | RoP
 128k | RNoPE-2M      | 0.2600 | 0.0401 | 0.6836 | 0.0162 | 0.0417 | 0.0008 | 0.7516 | 0.2059
 128k | RNoPE-4M      | 0.2949 | 0.0307 | 0.6635 | 0.0109 | 0.0663 | 0.0022 | 0.7115 | 0.2230
 128k | RNoPE-10k-swa | 0.2760 | 0.0467 | 0.6615 | 0.0159 | -      | -      | -      | -
-""")  # fmt: skip  # noqa: E501
+""")  # fmt: skip
 
 TABLES = (TABLE_2, TABLE_3, TABLE_4, TABLE_6, TABLE_7, TABLE_8)
 

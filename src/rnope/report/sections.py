@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from textwrap import dedent
 
-from rnope.report import paper, tables, words
+from rnope.report import paper, records, tables, words
 from rnope.report.blocks import Block, Items, Listing, Picture, Section, Text
 from rnope.report.gate import THRESHOLD, Gate, arms
 
@@ -54,8 +54,8 @@ def _section(key: str, title: str, blocks: list[Block | None]) -> Section:
 
 def _length(gate: Gate, figures: Collection[str]) -> Section:
     rule = (
-        f"Only models that learned the task are compared: the lower 95 % bound of their score at the trained length is at "
-        f"least {THRESHOLD} of 10."
+        f"Only models that learned the task are compared: the lower 95 % bound of their score at the trained length is "
+        f"at least {THRESHOLD} of 10."
     )
     blocks: list[Block | None] = [Text(rule)]
     if gate.failed():
@@ -65,9 +65,9 @@ def _length(gate: Gate, figures: Collection[str]) -> Section:
         blocks.append(Picture(
             name="score",
             alt="Score of each competent arm and seed against context length",
-            caption="Needles found against context length. Thin lines with markers: one seed each, with 95 % Wilson bars; "
-            "thick: mean over seeds. Points are shifted sideways a little, so that arms at the same score stay visible. "
-            "Grey bands: trained lengths.",
+            caption="Needles found against context length. Thin lines with markers: one seed each, with 95 % Wilson "
+            "bars; thick: mean over seeds. Points are shifted sideways a little, so that arms at the same score stay "
+            "visible. Grey bands: trained lengths.",
         ))  # fmt: skip
     else:
         blocks.append(Text("No model learned the task, so there is no score against length to show.", "withheld"))
@@ -91,8 +91,8 @@ def _heat(gate: Gate, figures: Collection[str]) -> Block | None:
 def _controls(gate: Gate) -> Section:
     found = tables.side_rows(gate)
     text = (
-        "Without the needle in the context the score must be near 0, and with the needle alone, without a haystack, near "
-        "10. Keys that training never showed are a separate, harder row."
+        "Without the needle in the context the score must be near 0, and with the needle alone, without a haystack, "
+        "near 10. Keys that training never showed are a separate, harder row."
     )
     return _section("controls", "Controls and unseen keys", [Text(text), found] if found else [])
 
@@ -104,8 +104,9 @@ def _learning(gate: Gate, figures: Collection[str]) -> Section:
         blocks.append(Picture(
             name="learning",
             alt="Running score against training steps for every arm and seed, with the curriculum below",
-            caption="Running score on the needles of the training rows against training steps. The strips below give the "
-            "context length in tokens at each step, and a thin line marks each change; ✗: the seed did not learn the task.",
+            caption="Running score on the needles of the training rows against training steps. The strips below give "
+            "the context length in tokens at each step, and a thin line marks each change; ✗: the seed did not learn "
+            "the task.",
         ))  # fmt: skip
     blocks += [tables.learned(gate), tables.stages(gate)]
     return _section("learning", "Learning curves, and who learned", blocks if gate.standings else [])
@@ -115,7 +116,9 @@ def _failed(gate: Gate, figures: Collection[str]) -> Section:
     failed = gate.failed()
     blocks: list[Block | None] = []
     if failed:
-        blocks.append(Text("These say nothing about longer contexts, and nothing beyond the trained length is printed of them."))
+        blocks.append(
+            Text("These say nothing about longer contexts, and nothing beyond the trained length is printed of them.")
+        )
         blocks.append(Items(tuple(f"{s.name} did not learn the task: {s.reason}." for s in failed)))
         if "not-learned" in figures:
             blocks.append(Picture(
@@ -132,9 +135,9 @@ def _attention(gate: Gate, figures: Collection[str]) -> Section:
         blocks.append(Picture(
             name="attention",
             alt="Stacked bars of attention mass by layer kind and context length, ours beside the paper's",
-            caption="Where the question and completion look, by layer kind: ours (mean over competent seeds) beside the "
-            "nearest model of the paper's tables 3 and 8. “Out of reach”: the window cannot see the needle, so that its mass "
-            "is blank and not 0.",
+            caption="Where the question and completion look, by layer kind: ours (mean over competent seeds) beside "
+            "the nearest model of the paper's tables 3 and 8. “Out of reach”: the window cannot see the needle, so that "
+            "its mass is blank and not 0.",
         ))  # fmt: skip
     blocks.append(tables.needle_mass(gate))
     return _section("attention", "Attention mass beside the paper's", blocks)
@@ -146,8 +149,8 @@ def _cost(gate: Gate, figures: Collection[str]) -> Section:
         blocks.append(Picture(
             name="cost",
             alt="Cache bytes and prefill FLOPs against context length, on logarithmic axes",
-            caption="Keys and values held, and FLOPs of a prefill, against context length. Arms that cost the same share a "
-            "line.",
+            caption="Keys and values held, and FLOPs of a prefill, against context length. Arms that cost the same "
+            "share a line.",
         ))  # fmt: skip
     return _section("cost", "What each arm costs", [*blocks, tables.costs(gate)])
 
@@ -160,7 +163,7 @@ def _layers(gate: Gate) -> Section:
             opens = "opens only with rnope" if model.model_type == "rnope" else "opens in transformers"
             title = f"{arm}: variant {model.variant}; model_type {model.model_type}, {opens}"
             blocks.append(Listing(title, dedent("\n".join(model.layers))))
-    blocks.append(tables.folders(gate))
+    blocks.append(records.folders(gate))
     return _section("layers", "Layers of each arm", blocks)
 
 
@@ -170,27 +173,27 @@ def _paper() -> Section:
         f"comparable with ours in size, only in direction. {paper.CITATION}."
     )
     chosen = (paper.TABLE_2, paper.TABLE_6, paper.TABLE_7, paper.TABLE_4)
-    blocks: list[Block | None] = [Text(text), tables.paper_raw(), *map(tables.papers, chosen), tables.paper_cost()]
+    blocks: list[Block | None] = [Text(text), records.paper_raw(), *map(records.papers, chosen), records.paper_cost()]
     return _section("paper", "The paper's own long-context numbers", blocks)
 
 
 def _scale(gate: Gate) -> Section:
     text = "How the paper's sizes were brought to this scale: ratios are kept where they can be."
-    found = tables.facts("Scale map", gate.results.scale)
+    found = records.facts("", gate.results.scale)
     return _section("scale", "Scale map", [Text(text), found] if found else [])
 
 
 STATISTICS = (
-    "A score is ten times the share of needles found. Its interval is the 95 % Wilson interval, which stays honest near "
-    "0 and 10.",
+    "A score is ten times the share of needles found. Its interval is the 95 % Wilson interval, which stays honest "
+    "near 0 and 10.",
     "The answers of one context are not independent, so a Wilson interval over answers is a floor on the true width. "
     "Paired differences are resampled over whole contexts instead.",
     "Answers are read off teacher-forced: the model predicts each value with the true question before it.",
     "Every arm meets the same contexts, independent ones at every length; seeds are shown one by one, since the spread "
     "between models is no sampling error of one model.",
     "The guess level is the score of answering any value that stands in the context.",
-    f"A model is competent when the lower bound at its trained length is at least {THRESHOLD} of 10; nothing is claimed "
-    "about the extrapolation of any other.",
+    f"A model is competent when the lower bound at its trained length is at least {THRESHOLD} of 10; nothing is "
+    "claimed about the extrapolation of any other.",
 )
 
 
@@ -200,8 +203,8 @@ def _how(gate: Gate) -> Section:
     if results.notes:
         blocks += [Text("What a reader must know:"), Items(results.notes)]
     blocks += [Text("How the numbers are made:"), Items(STATISTICS)]
-    blocks.append(tables.trials(gate) or Text("No sweep was recorded: no trial is in the results file."))
-    blocks.append(tables.facts("Provenance", results.provenance))
+    blocks.append(records.trials(gate) or Text("No sweep was recorded: no trial is in the results file."))
+    blocks.append(records.facts("Provenance", results.provenance))
     if results.recipe:
         blocks.append(Listing("The recipe as resolved", words.pretty(results.recipe), folded=True))
     return _section("how", "How it was obtained", blocks)

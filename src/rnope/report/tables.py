@@ -41,7 +41,9 @@ def verdicts(gate: Gate) -> Table:
 
 
 def arm_list(gate: Gate) -> Table:
-    rows = [[arm_cell(gate, arm), gate.results.arms.get(arm, ""), gate.learned(arm)] for arm in arms(gate.results)]
+    rows: list[list[Cell | str]] = [
+        [arm_cell(gate, arm), gate.results.arms.get(arm, ""), gate.learned(arm)] for arm in arms(gate.results)
+    ]
     return table("The arms", ["arm", "what it is", "seeds"], rows, prose=True)
 
 
@@ -61,12 +63,14 @@ def scores(gate: Gate) -> Table | None:
             name = arm_cell(gate, s.arm, f"seed {s.seed}; 1× = {words.tokens(one)}")
             rows.append([name, *(Cell("") if row is None else _score_cell(row) for row in cells)])
     base = min(trained.values())
-    head = ["arm and seed", *(Cell(words.tokens(n), words.times(n / base)) for n in lengths)]
+    head = [Cell("arm and seed"), *(Cell(words.tokens(n), words.times(n / base)) for n in lengths)]
     repeats = sorted({(r.context_tokens, r.haystack_repeats) for r in found if r.haystack_repeats > 1})
     note = f"Score of 10, then 95 % Wilson interval and number of answers. × counts {words.tokens(base)} tokens."
     if repeats:
         longest = f"{words.times(repeats[-1][1])} at {words.tokens(repeats[-1][0])} tokens"
-        note += f" Haystacks of {words.tokens(repeats[0][0])} tokens and more repeat the held-out text (up to {longest})."
+        note += (
+            f" Haystacks of {words.tokens(repeats[0][0])} tokens and more repeat the held-out text (up to {longest})."
+        )
     return table("Needles found, by context length", head, rows, note)
 
 
@@ -122,8 +126,9 @@ def raw(gate: Gate) -> Table | None:
         return None
     head = ["arm and seed", "ours, up to 1×", "ours, up to 2×", "paper, up to 128k (1×)", "paper, up to 256k (2×)"]
     note = (
-        "Mean over all needles up to that length, as the raw scores of the paper's figures 1 and 2, which stand beside the "
-        "arm of that layout with the longest training context: both of the paper's models were extended to 128k first."
+        "Mean over all needles up to that length, as the raw scores of the paper's figures 1 and 2, which stand "
+        "beside the arm of that layout with the longest training context: both of the paper's models were extended to 128k "
+        "first."
     )
     return table("Raw needle scores", head, rows, note)
 
@@ -136,16 +141,18 @@ def side_rows(gate: Gate) -> Table | None:
         own = trained.get((r.arm, r.seed), r.context_tokens)
         multiple = 0.0 if r.row == "needle-only" else r.context_tokens / own
         at.setdefault((r.arm, r.seed), {})[r.row, multiple] = r
-    columns = sorted({key for row in at.values() for key in row})
+    columns = sorted({key for own_rows in at.values() for key in own_rows})
     rows: list[list[Cell | str]] = []
     for s in gate.standings:
         found = at.get((s.arm, s.seed))
         if found:
-            line: list[Cell | str] = [arm_cell(gate, s.arm, f"seed {s.seed}" + ("" if s.competent else "; did not learn"))]
+            line: list[Cell | str] = [
+                arm_cell(gate, s.arm, f"seed {s.seed}" + ("" if s.competent else "; did not learn"))
+            ]
             for key in columns:
-                r = found.get(key)
-                small = f"{_spread(r)} at {words.tokens(r.context_tokens)} tokens" if r else ""
-                line.append(Cell(words.score(r.score), small) if r else "")
+                row = found.get(key)
+                small = f"{_spread(row)} at {words.tokens(row.context_tokens)} tokens" if row else ""
+                line.append(Cell(words.score(row.score), small) if row else "")
             rows.append(line)
     heads = [Cell(f"{row}{f', {words.times(by)}' if by else ''}", ROW_NAMES.get(row, "")) for row, by in columns]
     guesses = sorted({words.score(r.guess) for r in gate.side_rows()})
@@ -170,7 +177,15 @@ def learned(gate: Gate) -> Table | None:
                 words.seconds(sum(stage.seconds for stage in stages)),
             ]
         )
-    head = ["arm and seed", f"lower bound ≥ {THRESHOLD} at 1×", "score at 1×", "guess level", "steps", "tokens", "training"]
+    head = [
+        "arm and seed",
+        f"lower bound ≥ {THRESHOLD} at 1×",
+        "score at 1×",
+        "guess level",
+        "steps",
+        "tokens",
+        "training",
+    ]
     return table("Who learned the task", head, rows) if rows else None
 
 
@@ -180,7 +195,10 @@ def stages(gate: Gate) -> Table | None:
     for m in gate.results.models:
         before = offsets(gate.results, m.arm, m.seed)
         for stage in m.stages:
-            reached = [f"{words.short_tokens(int(n))} at step {before[stage.name] + at:,}" for n, at in stage.promotions.items()]
+            reached = [
+                f"{words.short_tokens(int(n))} at step {before[stage.name] + at:,}"
+                for n, at in stage.promotions.items()
+            ]
             rows.append(
                 [
                     arm_cell(gate, m.arm, f"seed {m.seed}"),
@@ -219,13 +237,12 @@ def needle_mass(gate: Gate) -> Table | None:
                         arm_cell(gate, arm, f"seed {row.seed}; n {row.n}"),
                         kind,
                         Cell(words.tokens(length), words.times(length / trained[arm])),
-                        *(
-                            Cell(words.share(row.mass.get(s)), words.share(row.uniform.get(s)))
-                            for s in paper.SEGMENTS
-                        ),
+                        *(Cell(words.share(row.mass.get(s)), words.share(row.uniform.get(s))) for s in paper.SEGMENTS),
                         fold if needle is not None else "out of reach",
                         f"{row.best_head_needle:.3f}" if needle is not None else "",
-                        Cell(f"{other['needle']:.4f}", f"{paper.counterpart(variant(gate, arm))}, {paper.LENGTHS[place]}")
+                        Cell(
+                            f"{other['needle']:.4f}", f"{paper.counterpart(variant(gate, arm))}, {paper.LENGTHS[place]}"
+                        )
                         if other
                         else "",
                     ]
@@ -235,9 +252,9 @@ def needle_mass(gate: Gate) -> Table | None:
         "needle, paper",
     ]  # fmt: skip
     note = (
-        "Mass of the question's and completion's rows; below each, the uniform share (segment length over context length). "
-        "Blank where a window cannot reach. The paper's lengths (8k, 32k, 128k) stand at 1×, 4× and 16× of its pretraining "
-        "context. It prints no masses for RNope-SWA; RNoPE-10k-swa is its nearest model."
+        "Mass of the question's and completion's rows; below each, the uniform share (segment length over context "
+        "length). Blank where a window cannot reach. The paper's lengths (8k, 32k, 128k) stand at 1×, 4× and 16× of "
+        "its pretraining context. It prints no masses for RNope-SWA; RNoPE-10k-swa is its nearest model."
     )
     return table("Attention mass in numbers", head, rows, note, folded=True) if rows else None
 
@@ -256,62 +273,15 @@ def costs(gate: Gate) -> Table | None:
         line: list[Cell | str] = [arm_cell(gate, arm, model.model_type), f"{model.parameters:,}"]
         for n in map(str, picked):
             cache, prefill = model.cache_bytes.get(n), model.prefill_flops.get(n)
-            line.append(Cell("" if cache is None else words.size(cache), "" if prefill is None else words.flops(prefill)))
+            line.append(
+                Cell("" if cache is None else words.size(cache), "" if prefill is None else words.flops(prefill))
+            )
         line.append(Cell(" / ".join(spent), "seeds " + ", ".join(str(m.seed) for m in models)))
-        line.append(f"{model.learning_rate:g}")
+        line.append(model.setting)
         rows.append(line)
-    head = [
+    head: list[Cell | str] = [
         "arm", "parameters", *(Cell(f"at {words.tokens(n)} tokens", "cache, then prefill") for n in picked),
-        "training, seconds", "learning rate ×",
+        "training, seconds", "setting, from the sweep",
     ]  # fmt: skip
     note = "Cache: keys and values per sequence at 2 bytes a value. Both are counted from the layers, not measured."
     return table("Cost of each arm", head, rows, note) if rows else None
-
-
-def folders(gate: Gate) -> Table | None:
-    rows = [[arm_cell(gate, m.arm), str(m.seed), m.model_type, m.folder] for m in gate.results.models]
-    note = "Hugging Face folders, relative to the results file."
-    return table("Where the models lie", ["arm", "seed", "model_type", "folder"], rows, note, folded=True) if rows else None
-
-
-def trials(gate: Gate) -> Table | None:
-    rows = [
-        [
-            t.variant,
-            str(t.seed),
-            f"{t.learning_rate:g}",
-            words.score(t.score),
-            words.score(10 * t.accuracy),
-            "never" if t.steps_to_full_context is None else f"{t.steps_to_full_context:,}",
-            Cell("✓ chosen", tone="shown") if t.chosen else "",
-        ]
-        for t in gate.results.trials
-    ]
-    head = ["variant", "seed", "learning rate ×", "development needles", "running score", "steps to full context", ""]
-    note = "Every trial, failures included; every variant had the same ones. Development needles are not the evaluation's."
-    return table("Sweep", head, rows, note, folded=len(rows) > 12) if rows else None
-
-
-def facts(caption: str, data: dict[str, object]) -> Table | None:
-    """A block of plain values, a line each; where every value is a table, its keys are columns."""
-    if not data:
-        return None
-    inner = [value for value in data.values() if isinstance(value, dict)]
-    if len(inner) == len(data):
-        columns = list(dict.fromkeys(key for value in inner for key in value))
-        split = [[name, *(words.plain(value.get(key)) for key in columns)] for name, value in zip(data, inner, strict=True)]
-        return table(caption, ["", *columns], split, prose=True)
-    return table(caption, ["", "value"], [[name, words.plain(value)] for name, value in data.items()], prose=True)
-
-
-def papers(source: paper.PaperTable) -> Table:
-    return table(f"Paper, table {source.number}: {source.title}", source.columns, source.rows)
-
-
-def paper_raw() -> Table:
-    rows = [[name, *by_length.values()] for name, by_length in paper.RAW_SCORES.items()]
-    return table("Paper, figures 1 and 2: raw NIAH scores", ["Model", "up to 128k", "up to 256k"], rows)
-
-
-def paper_cost() -> Table:
-    return table("Paper, section 5.3: RNope-SWA against the baseline", ["what", "as reported"], paper.EFFICIENCY)

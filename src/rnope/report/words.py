@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: scores, lengths, bytes, FLOPs, times. It knows formats and nothing of what they mean."""
+"""Numbers as a reader wants them: scores, lengths, bytes, FLOPs, times. It knows formats, not what they mean."""
 
 import json
 from typing import Any

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.nn import Parameter
 from torch.optim import AdamW, Muon, Optimizer
 
 from rnope import config
@@ -14,7 +15,8 @@ def build_optimizers(model: Decoder, recipe: config.Optimizer, scale: float) -> 
 
     Norms and the embedding are never decayed. Every group keeps its peak rate under ``peak``.
     """
-    matrices, vectors = [], []
+    matrices: list[Parameter] = []
+    vectors: list[Parameter] = []
     for name, parameter in model.named_parameters():
         if name != "embedding.weight":
             (matrices if parameter.ndim == 2 else vectors).append(parameter)

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,7 @@ def _step(
             dense=row_tokens in stage.curriculum,
         )
         loss, hits, answers = _loss(model, batch, rng, stage)
-        (loss / stage.accumulate).backward()  # type: ignore[no-untyped-call]
+        (loss / stage.accumulate).backward()
         loss_sum += loss.item() / stage.accumulate
         right, asked = right + hits, asked + answers
     if not step_if_finite(model, optimizers, training.optimizer.clip_norm):
@@ -220,5 +221,5 @@ def validation_loss(model: Decoder, text: Ids, *, bos: int, context_tokens: int,
         sums += F.cross_entropy(model(ids)[0, :-1], ids[0, 1:], reduction="none").double()
     losses = sums / rows
     edges = [round(i * (context_tokens - 1) / 4) for i in range(5)]
-    quarters = {f"{a}-{b - 1}": losses[a:b].mean().item() for a, b in zip(edges[:-1], edges[1:], strict=True)}
+    quarters = {f"{a}-{b - 1}": losses[a:b].mean().item() for a, b in pairwise(edges)}
     return {"all": losses.mean().item(), **quarters}

@@ -1,11 +1,25 @@
-"""A plausible results file, made up: what the report's tests draw, with or without a seed that did not learn."""
+"""A plausible results file, made up, and two reports of it: all learned, and one seed of the control on the plateau."""
 
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+
+from rnope.report import write_report
 from rnope.results import (
-    Cell, MassRow, Model, NeedleRow, PairedDifference, Point, Results, StageRun, Trial, Verdict, wilson,
+    Cell,
+    MassRow,
+    Model,
+    NeedleRow,
+    PairedDifference,
+    Point,
+    Results,
+    StageRun,
+    Trial,
+    Verdict,
+    wilson,
 )  # fmt: skip
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -32,7 +46,9 @@ VARIANT = {"rope-extended": "rope"}
 _FALL = {"rope": 1.3, "swa-rope": 1.05, "rope-extended": 0.35, "rnope-swa": 0.0}
 
 
-def needle(arm: str, seed: int, row: str, length: int, share: float, contexts: int = 60, repeats: float = 1.0) -> NeedleRow:
+def needle(
+    arm: str, seed: int, row: str, length: int, share: float, contexts: int = 60, repeats: float = 1.0
+) -> NeedleRow:
     draw = random.Random(f"{row} {arm} {seed} {length}")
     hits = [[draw.random() < share for _ in DEPTHS] for _ in range(contexts)]
     total, n = sum(map(sum, hits)), contexts * len(DEPTHS)
@@ -70,7 +86,7 @@ def _model(arm: str, seed: int) -> Model:
         trained_tokens=TRAINED[arm],
         cache_bytes={str(n): 256 * (full * n + (4 - full) * 8) for n in lengths},
         prefill_flops={str(n): 330_000 * n + 256 * (full * n * n // 2 + (4 - full) * n * 8) for n in lengths},
-        stages=tuple(stages), learning_rate=1.0, folder=f"{arm}/seed-{seed}/model",
+        stages=tuple(stages), setting="learning rate × 1", folder=f"{arm}/seed-{seed}/model",
         model_type="rnope" if arm == "swa-rope" else "cohere2",
     )  # fmt: skip
 
@@ -136,10 +152,10 @@ def synthesised() -> Results:
         for gap in [at["rnope-swa", seed, 256 * times].score - at[b, seed, 256 * times].score]
     )  # fmt: skip
     return Results(
-        recipe={"name": "cpu", "size": "cpu", "stages": [{"name": "pretrain", "context_tokens": 256}], "seeds": list(SEEDS)},
+        recipe={"name": "cpu", "size": "cpu", "stages": [{"name": "pretrain"}], "seeds": list(SEEDS)},
         scale={
             "context in pretraining": {"paper": "8,192", "here": 256, "kept": "no"},
-            "window / pretraining context": {"paper": "4,096 / 8,192 = 1/2", "here": "8 / 256 = 1/32", "kept": "no: see notes"},
+            "window / pretraining context": {"paper": "4,096 / 8,192 = 1/2", "here": "8 / 256 = 1/32", "kept": "no"},
             "longest trained context": {"paper": "128k, 16×", "here": "1,024, 4×", "kept": "in part"},
             "layers": {"paper": 32, "here": 4, "kept": "ratio 3:1"},
         },
@@ -147,11 +163,13 @@ def synthesised() -> Results:
             "date": "2025-11-22T16:40:00Z", "command": "rnope compare cpu --out out/cpu", "rnope": "0.1.0",
             "versions": {"python": "3.11.2", "torch": "2.13.0+cpu"}, "machine": "2 cores", "corpus_sha256": "ab" * 32,
         },
-        arms=ARMS, models=tuple(models), learning=tuple(p for m in models for p in _learning(m)), needles=tuple(needles),
+        arms=ARMS, models=tuple(models), learning=tuple(p for m in models for p in _learning(m)),
+        needles=tuple(needles),
         attention=tuple(row for arm in ARMS for seed in SEEDS for row in _masses(arm, seed)),
         trials=tuple(
-            Trial(variant=v, seed=100, learning_rate=rate, score=9.9 if rate < 2 else 1.3, accuracy=0.98 if rate < 2 else 0.3,
-                  steps_to_full_context=500 if rate < 2 else None, chosen=rate == 1.0)
+            Trial(arm=v, seed=100, setting=f"learning rate × {rate:g}", score=9.9 if rate < 2 else 1.3,
+                  accuracy=0.98 if rate < 2 else 0.3, chosen=rate == 1.0,
+                  steps_to_full_context=500 if rate < 2 else None)
             for v in ("rope", "rnope-swa", "swa-rope") for rate in (0.5, 1.0, 2.0)
         ),
         differences=differences,
@@ -182,4 +200,30 @@ def with_failure(results: Results, arm: str = "swa-rope", seed: int = 1, share: 
         return needle(arm, seed, "standard", row.context_tokens, share)
 
     kept = [p for p in results.learning if (p.arm, p.seed) != (arm, seed)]
-    return replace(results, needles=tuple(map(mended, results.needles)), learning=(*kept, *_learning(model, learned=False)))
+    return replace(
+        results, needles=tuple(map(mended, results.needles)), learning=(*kept, *_learning(model, learned=False))
+    )
+
+
+@pytest.fixture(scope="session")
+def results() -> Results:
+    return synthesised()
+
+
+@pytest.fixture(scope="session")
+def report(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    write_report(results, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def failed(results: Results) -> Results:
+    return with_failure(results)
+
+
+@pytest.fixture(scope="session")
+def failed_report(failed: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("failed-report")
+    write_report(failed, out)
+    return out

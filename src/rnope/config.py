@@ -4,6 +4,7 @@ A recipe file may say ``base = "other"`` and give only what differs. `Recipe.loa
 such as ``stages.pretrain.steps=100``, then each arm's own changes to its stages, and checks the result.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,15 +14,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rnope.errors import ConfigError, UserError, unknown
-from rnope.model.spec import Init, ModelConfig
+from rnope.model.spec import SIZES, Init, ModelConfig
 from rnope.strict import from_plain
 
 Plain = dict[str, Any]
+_TAKEN = {"data", "figures", "jobs", "stages", "report.html", "report.md", "results.json", "run.jsonl"}
+"""What a comparison writes beside the folders of its arms."""
 
 
 def _check(field_name: str, value: Any, holds: bool, rule: str, remedy: str) -> None:
     if not holds:
         raise ConfigError(field_name, value, rule, remedy)
+
+
+def _check_name(value: str) -> None:
+    """Names become names of files."""
+    ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value) is not None and value not in _TAKEN
+    rule = "names a file or folder: at most 64 letters, digits, '.', '_' and '-', and none that a comparison writes itself"
+    _check("name", value, ok, rule, "Choose another name.")
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> None:
+    _check("seeds", seeds, len(set(seeds)) == len(seeds) > 0, "must be distinct", "Write [0, 1].")
+    _check("seeds", seeds, all(0 <= s < 2**31 for s in seeds), "must lie in 0 … 2^31", "Write [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +108,7 @@ class Stage:
     """Share of text positions that are put through the head and the loss."""
 
     def __post_init__(self) -> None:
+        _check_name(self.name)
         small = "Use a positive whole number."
         for name in ("steps", "batch_tokens", "context_tokens", "accumulate"):
             _check(name, getattr(self, name), 1 <= getattr(self, name) < 2**40, "must be at least 1", small)
@@ -100,8 +116,9 @@ class Stage:
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 2**40, "must not be negative", small)
         for name in ("window", "warmup_window"):
             value = getattr(self, name)
-            _check(name, value, value is None or value >= 1, "counts the current token: at least 1", "Use 1 or more.")
-        ok = self.theta is None or self.theta > 1
+            ok = value is None or 1 <= value < 2**31
+            _check(name, value, ok, "counts the current token: at least 1, below 2^31", "Use 1 or more.")
+        ok = self.theta is None or 1 < self.theta < 1e30
         _check("theta", self.theta, ok, "the rotary base must exceed 1", "The paper uses 10000 and more.")
         ok = self.warmup_steps + self.decay_steps <= self.steps
         _check("decay_steps", self.decay_steps, ok, "warm-up and decay exceed the stage's steps", "Shorten one of them.")
@@ -111,8 +128,9 @@ class Stage:
         ok = all(a < b for a, b in pairwise(lengths))
         _check("curriculum", self.curriculum, ok, "must ascend and stay below context_tokens", "Write [32, 64, 128].")
         short = self.short_context_tokens
-        ok = short is None or short < self.context_tokens
-        _check("short_context_tokens", short, ok, "must be below context_tokens", "Use the pretraining length.")
+        ok = short is None or 20 <= short < self.context_tokens
+        rule = "must have at least 20 tokens and stay below context_tokens"
+        _check("short_context_tokens", short, ok, rule, "Use the pretraining length.")
         _check("short_context_tokens", short, not (short and self.curriculum), "excludes a curriculum", "Drop one.")
         for length in self.row_lengths:
             _check("context_tokens", length, length >= 20, "a row of needles has at least 20 tokens", "Use 32 or more.")
@@ -129,6 +147,8 @@ class Stage:
             _check(name, value, 0 <= value <= 1, "must lie in 0 … 1", "It is a share.")
         ok = 0 <= self.text_weight < 1e3
         _check("text_weight", self.text_weight, ok, "must lie in 0 … 1000", "Use 0 for completions only.")
+        ok = self.text_share > 0 or self.text_weight == 0
+        _check("text_share", self.text_share, ok, "leaves no text to weigh", "Set text_weight = 0 for completions only.")
         ok = 0 < self.learning_rate_scale < 1e3
         _check("learning_rate_scale", self.learning_rate_scale, ok, "must be positive", "1 keeps the peak rates.")
 
@@ -156,6 +176,12 @@ class Arm:
     """Changes to the recipe's model that make this arm what it is."""
     stages: tuple[Stage, ...]
     seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_seeds(self.seeds)
+        names = [stage.name for stage in self.stages]
+        _check("stages", names, len(set(names)) == len(names) > 0, "must be distinct", 'Write ["pretrain"].')
 
     @property
     def trained_tokens(self) -> int:
@@ -186,9 +212,17 @@ class Needles:
         _check("depths", self.depths, 2 <= self.depths <= 12, "must lie in 2 … 12", "The paper's figures have about 11.")
         _check("contexts", self.contexts, 1 <= self.contexts < 2**20, "must be at least 1", "The paper uses 16.")
         for name in ("context_tokens", "far_tokens", "control_tokens"):
-            for value in getattr(self, name):
-                least = 1 + 8 * self.depths
-                _check(name, value, least <= value < 2**31, f"{self.depths} needles need {least} tokens", "Use more.")
+            lengths = getattr(self, name)
+            _check(name, lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave out the repetition.")
+            for value in lengths:
+                self.check_length(name, value)
+        _check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
+
+    def check_length(self, name: str, value: int) -> None:
+        """Refuse a length that cannot hold the needles and their questions."""
+        least = 1 + 8 * self.depths
+        rule = f"{self.depths} needles and their questions need {least} tokens, and 2^31 are too many"
+        _check(name, value, least <= value < 2**31, rule, "Use another length.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,6 +253,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         _check("settings", self.settings, bool(self.settings), "needs an entry", "Write [[sweep.settings]].")
+        _check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 100.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,39 +287,47 @@ class Recipe:
     baseline: str
     """The arm that cost and attention are set against."""
     pairs: tuple[Pair, ...] = ()
-    scale: dict[str, str] = field(default_factory=dict)
-    """How the paper's ratios were mapped, line by line; printed as it stands."""
+    scale: dict[str, dict[str, str]] = field(default_factory=dict)
+    """How the paper's sizes were mapped: what -> ``paper`` and ``here``; printed as it stands."""
 
     def __post_init__(self) -> None:
-        _check("seeds", self.seeds, len(set(self.seeds)) == len(self.seeds) > 0, "must be distinct", "Write [0, 1].")
-        ok = all(0 <= s < 2**31 for s in self.seeds)
-        _check("seeds", self.seeds, ok, "must lie in 0 … 2^31", "Write [0, 1].")
+        _check_name(self.name)
+        _check_seeds(self.seeds)
         ok = 300 <= self.vocab_size <= 2**20
         _check("vocab_size", self.vocab_size, ok, "must lie in 300 … 2^20", "Use 1024 or more.")
         names = [arm.name for arm in self.arms]
         for arm in self.arms:
             self.model_config(arm)
-        for pair in self.pairs:
-            for side in (pair.a, pair.b):
-                if side not in names:
-                    raise unknown("pairs", side, "arm", names)
-        for name in (*self.needles.far_arms, self.baseline):
+        _check("arms", names, len(set(names)) == len(names) > 0, "must have distinct names", "Rename one.")
+        named = [("baseline", self.baseline)]
+        named += [(f"needles.far_arms[{i}]", name) for i, name in enumerate(self.needles.far_arms)]
+        for i, pair in enumerate(self.pairs):
+            named += [(f"pairs[{i}].a", pair.a), (f"pairs[{i}].b", pair.b)]
+            _check(f"pairs[{i}].b", pair.b, pair.a != pair.b, "an arm is not judged against itself", "Name another.")
+        for where, name in named:
             if name not in names:
-                raise unknown("needles.far_arms, baseline", name, "arm", names)
+                raise unknown(where, name, "arm", names)
+        for value in self.attention_tokens:
+            self.needles.check_length("attention_tokens", value)
+        lengths = self.attention_tokens
+        _check("attention_tokens", lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave one out.")
+        samples = self.attention_samples
+        _check("attention_samples", samples, 1 <= samples < 2**20, "must be at least 1", "Use 8.")
 
     def model_config(self, arm: Arm, setting: Setting | None = None) -> ModelConfig:
         """The model that `arm` starts from (as tuned), before any stage changed theta or window."""
-        chosen = {**self.model, **arm.model, "vocab_size": self.vocab_size}
-        if "init" in chosen:
-            chosen["init"] = from_plain(Init, chosen["init"], "model.init")
-        for key, value in chosen.items():
-            kind: type = Init if key == "init" else float if key in ("theta", "logit_scale", "norm_eps") else int
-            ok = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-            _check(f"model.{key}", value, ok, "is of the wrong type", f"Give a {kind.__name__}.")
+        chosen: Plain = {}
+        places: dict[str, str] = {}
+        for where, table in (("model", self.model), (f"arms.{arm.name}.model", arm.model)):
+            for key, value in table.items():
+                places[key] = f"{where}.{key}"
+                chosen[key] = _model_value(places[key], key, value)
+        chosen["vocab_size"] = self.vocab_size
         try:
             config = ModelConfig.variant(arm.variant, self.size, **chosen)
         except ConfigError as error:
-            raise error.inside(f"arms.{arm.name}") from None
+            place = "size" if error.field == "size" else places.get(error.field, f"arms.{arm.name}.{error.field}")
+            raise ConfigError(place, error.value, error.rule, error.remedy) from None
         if setting is None or setting.tie_query_key is None:
             return config
         return replace(config, init=replace(config.init, tie_query_key=setting.tie_query_key))
@@ -308,8 +351,46 @@ class Recipe:
         stages = _table(data.pop("stages", {}), "stages")
         arms = _table(data.pop("arms", {}), "arms")
         _check("arms", arms, bool(arms), "a comparison needs an arm", "Add [arms.rope] with a variant and stages.")
-        data["arms"] = [_arm(name, table, stages, data.get("seeds")) for name, table in arms.items()]
-        return from_plain(cls, data)
+        if "seeds" not in data:
+            raise ConfigError("seeds", None, "is missing", "Write seeds = [0, 1].")
+        data["arms"] = [_arm(name, table, stages, data["seeds"]) for name, table in arms.items()]
+        try:
+            return from_plain(cls, data)
+        except ConfigError as error:
+            place = _as_written(error.field, arms)
+            raise ConfigError(place, error.value, error.rule, error.remedy) from None
+
+
+def _as_written(field_name: str, arms: Plain) -> str:
+    """``arms[0].stages[1].steps`` by the names that the recipe's file uses."""
+    found = re.match(r"arms\[(\d+)\](?:\.stages\[(\d+)\]\.([^.\[]+))?", field_name)
+    if found is None:
+        return field_name
+    name = list(arms)[int(found[1])]
+    rest = field_name[found.end() :]
+    if found[2] is None:
+        return f"arms.{name}{rest}"
+    stage, key = arms[name]["stages"][int(found[2])], found[3]
+    mine = key in arms[name].get("stage", {}).get(stage, {})
+    return f"arms.{name}.stage.{stage}.{key}{rest}" if mine else f"stages.{stage}.{key}{rest}"
+
+
+def _model_value(where: str, key: str, value: Any) -> Any:
+    """An override of the size, of the type that the size has."""
+    sizes = SIZES["8b"]
+    if key == "vocab_size":
+        raise ConfigError(where, value, "belongs to the recipe itself", "Write vocab_size at the top, outside [model].")
+    if key not in sizes:
+        raise unknown(where, key, "key of a model", sizes.keys() - {"vocab_size"})
+    if key == "init":
+        return from_plain(Init, value, where)
+    if isinstance(sizes[key], float):
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
+        _check(where, value, ok, "must be a number below 1e30", "Change it.")
+        return float(value)
+    _check(where, value, type(value) is int and abs(value) < 2**31, "must be a whole number below 2^31", "Change it.")
+    _check(where, value, key != "num_layers" or value <= 1024, "a recipe has at most 1024 layers", "Use fewer.")
+    return value
 
 
 def _table(value: object, path: str) -> Plain:
@@ -342,29 +423,39 @@ def shipped_recipes() -> list[str]:
     return sorted(p.name.removesuffix(".toml") for p in files("rnope.recipes").iterdir() if p.name.endswith(".toml"))
 
 
-def _read(source: str, seen: tuple[str, ...]) -> Plain:
-    if source in seen:
-        raise ConfigError("base", source, "leads back to itself", "Break the circle.")
+def _read(source: str, seen: tuple[Path, ...], folder: Path = Path()) -> Plain:
     shipped = shipped_recipes()
+    path = folder / source
     if source in shipped:
         text = files("rnope.recipes").joinpath(f"{source}.toml").read_text(encoding="utf-8")
-    elif source.endswith(".toml") and Path(source).is_file():
+    elif source.endswith(".toml") and _is_file(path):
+        path = path.resolve()
+        if path in seen:
+            raise ConfigError("base", source, "leads back to itself", "Break the circle.")
+        seen = (*seen, path)
         try:
-            text = Path(source).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{source}: cannot be read ({error}). Give a UTF-8 TOML file.") from None
     else:
-        raise unknown("recipe", source, "recipe, nor a .toml file", shipped)
+        raise unknown("base" if seen else "recipe", source, "recipe, nor a .toml file", shipped)
     try:
         plain = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise UserError(f"{source}: is not TOML ({error}). Mend that line.") from None
     base = plain.pop("base", None)
     if base is None:
         return plain
     if not isinstance(base, str):
         raise ConfigError("base", base, "must name a recipe", f"One of {', '.join(shipped)}.")
-    return _merged(_read(base, (*seen, source)), plain)
+    return _merged(_read(base, seen, path.parent), plain)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long
+        return False
 
 
 def _merged(base: Plain, change: Plain) -> Plain:
@@ -384,7 +475,12 @@ def _override(plain: Plain, text: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("--set", text, f"cannot be read ({error})", "Use a smaller value.") from None
     *parents, last = key.split(".")
+    stages = plain.get("stages")
+    if parents[:1] == ["stages"] and isinstance(stages, dict) and parents[1:2] and parents[1] not in stages:
+        raise unknown(f"--set {key}", parents[1], "stage", stages)
     table = plain
     for parent in parents:
         inner = table.setdefault(parent, {})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rnope.errors import ConfigError, UserError
+from rnope.errors import ConfigError, UserError, shown
 from rnope.strict import from_plain, to_plain
 
 VERSION = 1
@@ -235,7 +235,7 @@ class Results:
         version = data.get("version") if isinstance(data, dict) else None
         if version != VERSION:
             raise UserError(
-                f"{path}: is a results file of version {version!r}; this rnope reads version {VERSION}. "
+                f"{path}: is a results file of version {shown(version)}; this rnope reads version {VERSION}. "
                 "Run `rnope compare` again into a fresh folder, or use the rnope that wrote it."
             )
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+import rnope
 from rnope.compare.plan import ArmJobs, TrialJobs, arm_jobs, sweep_jobs, sweep_key
 from rnope.compare.pool import Pool
 from rnope.compare.verdicts import differences, judge
@@ -26,7 +27,7 @@ from rnope.report import write_report
 from rnope.results import MassRow, Model, NeedleRow, Point, Results, StageRun, Trial
 from rnope.strict import from_plain, to_plain
 
-PACKAGES = ("rnope", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def compare(recipe: Recipe, *, corpus: str | None, out: Path, workers: int, console: Console, command: str) -> Results:
@@ -107,11 +108,12 @@ def assemble(
         "scale": dict(recipe.scale),
         "provenance": {
             "command": command,
-            "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "seconds of this call": round(seconds, 1),
             "seconds of training and asking, one thread each, in all calls": round(_busy_seconds(pool.place.out), 1),
             "workers": pool.workers,
             "python": sys.version.split()[0],
+            "rnope": rnope.__version__,
             **{name: version(name) for name in PACKAGES},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
             "corpus": data.digest,

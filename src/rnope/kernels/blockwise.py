@@ -23,13 +23,13 @@ from rnope.kernels import tile
 from rnope.kernels.banded import Band, Banded
 from rnope.kernels.reference import softmax_dtype, visible
 
+TILE_QUERIES = 128
+"""Queries of a tile: thinner matrix products are slow, taller ones waste work outside the window."""
 TILE_SCORES = 2**18
 """Scores of a tile in the backward pass: they should stay in a core's second-level cache (1 MB in float32)."""
-TILE_MASK = 2**21
-"""Entries of a tile's mask in the forward pass, where the fused kernel keeps no scores."""
-TILE_QUERIES = (64, 128)
-"""Fewest and most queries of a tile: thinner matrix products are slow, taller ones waste work outside the window."""
-KEPT_SCORES = 2**20
+TILE_MASK = 2**22
+"""Entries of a tile's mask (16 MB in float32), and scores of a tile that has to be larger than `TILE_SCORES`."""
+KEPT_SCORES = 2**21
 """Scores that a layer may keep for its backward pass instead of computing them again."""
 
 
@@ -122,7 +122,7 @@ class Tiled(torch.autograd.Function):
 
 def _continued(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full span, the queries the last of the keys: all see the past, each its part of the present; no mask is made."""
-    tq, past, groups = q.shape[2], k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
+    past, groups = k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     before, log_before = (x.reshape(q.shape[: x.dim()]) for x in fused(_folded(q, k), k[:, :, :past], v[:, :, :past]))
     present = (x[:, :, past:].repeat_interleave(groups, dim=1) for x in (k, v))
@@ -134,7 +134,7 @@ def _continued(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _tiles(
     q: Tensor, k: Tensor, window: int | None, starts: Tensor | None, rows: Tensor | None, *, scores: int
 ) -> Iterator[Tile]:
-    """Tiles of about `scores` scores in a head and a row of the batch; every query is in one."""
+    """Tiles that together have every query once; rows of the batch share one as long as it has about `scores`."""
     tq, tk, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     positions = torch.arange(tk - tq, tk, device=q.device) if rows is None else rows
     masks: tuple[Tensor, Tensor | None] | None = None
@@ -158,10 +158,8 @@ def _plan(
     """Rows of the batch, queries, and the keys that these queries may see."""
     b, h, tq, _ = q.shape
     kv, tk = k.shape[1:3]
-    span = tk if window is None else min(tk, 2 * window)
-    height = min(max(scores // span, TILE_QUERIES[0]), TILE_QUERIES[1])
-    block = min(tq, max(1, height * kv // h))
-    span = tk if window is None else min(tk, block + window)
+    span = tk if window is None else min(tk, TILE_QUERIES + window)
+    block = min(tq, max(1, min(TILE_QUERIES, TILE_MASK // span) * kv // h))
     step = max(1, scores // (h * block * span))
     first, place = (None if x is None else x.cpu() for x in (starts, rows))  # One copy, not one wait per tile.
     for i in range(0, b, step):

@@ -6,6 +6,7 @@ model is trained.
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Literal
 
 from rnope.errors import ConfigError, unknown
@@ -143,19 +144,27 @@ class ModelConfig:
         return tuple(sorted({layer.theta for layer in self.layers if layer.theta is not None}))
 
     def layer_table(self) -> str:
-        """The layers in order, equal neighbours counted together; what the model card and ``--dry-run`` print."""
-        rows = []
-        start = 0
-        for end in range(1, len(self.layers) + 1):
-            if end == len(self.layers) or self.layers[end] != self.layers[start]:
-                numbers = str(start) if end - start == 1 else f"{start}–{end - 1}"
-                rows.append(f"{numbers:>7}  {self.layers[start]}")
-                start = end
+        """The layers by number, a repeated group written once; what the model card and ``--dry-run`` print."""
+        count = len(self.layers)
+        period = next(p for p in range(1, count + 1) if self.layers == self.layers[:p] * (count // p))
+        if period == 1:
+            return f"{_numbers(0, count):>7}  {self.layers[0]}"
+        rows, at = [], 0
+        for spec, run in groupby(self.layers[:period]):
+            length = len(list(run))
+            rows.append(f"{_numbers(at, at + length):>7}  {spec}")
+            at += length
+        if count > period:
+            rows.append(f"{'…':>7}  the same again, {count // period} times in all, to layer {count - 1}")
         return "\n".join(rows)
 
     def kinds(self) -> dict[str, int]:
         """How many layers of each `LayerSpec.kind` there are."""
         return dict(Counter(layer.kind for layer in self.layers))
+
+
+def _numbers(start: int, end: int) -> str:
+    return str(start) if end - start == 1 else f"{start}–{end - 1}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

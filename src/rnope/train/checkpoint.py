@@ -4,7 +4,7 @@ Read with ``weights_only``: nothing is unpickled.
 """
 
 import os
-import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +62,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     remedy = "Delete it: the stage then starts over."
     try:
-        state = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}). {remedy}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of another kind, which are refused in any case
+            state = torch.load(path, weights_only=True)
+    except Exception as error:  # a damaged pickle makes torch raise nearly anything, KeyError and EOFError too
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as a checkpoint ({why}). {remedy}") from None
     if not isinstance(state, Mapping) or state.get("format") != 1:
         raise UserError(f"{path}: is no checkpoint of this version. {remedy}")
     return cast(dict[str, Any], state)

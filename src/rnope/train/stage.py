@@ -71,6 +71,8 @@ def run_stage(
     """
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / "checkpoint.pt"
+    for rubbish in folder.glob(".checkpoint.pt.*.tmp"):  # of a run that was killed while it wrote
+        rubbish.unlink()
     optimizers = build_optimizers(model, training.optimizer, training.learning_rate)
     progress = Progress()
     if own.exists():
@@ -183,7 +185,8 @@ def _loss(
     if stage.text_weight:
         text = torch.from_numpy(rng.random(batch.ids.shape) < stage.text_share) & ~answers
         text[:, -1] = False  # the last token has no successor
-        loss = loss + stage.text_weight * F.cross_entropy(model.logits(states[text]), targets[text])
+        if text.any():  # the mean of nothing is not a number
+            loss = loss + stage.text_weight * F.cross_entropy(model.logits(states[text]), targets[text])
     return loss, hits, len(logits)
 
 

@@ -215,14 +215,14 @@ class Needles:
             lengths = getattr(self, name)
             _check(name, lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave out the repetition.")
             for value in lengths:
-                self.check_length(name, value)
+                rule = f"{self.depths} needles and their questions need {self.least_tokens} tokens, and 2^31 are too many"
+                _check(name, value, self.least_tokens <= value < 2**31, rule, "Use another length.")
         _check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
 
-    def check_length(self, name: str, value: int) -> None:
-        """Refuse a length that cannot hold the needles and their questions."""
-        least = 1 + 8 * self.depths
-        rule = f"{self.depths} needles and their questions need {least} tokens, and 2^31 are too many"
-        _check(name, value, least <= value < 2**31, rule, "Use another length.")
+    @property
+    def least_tokens(self) -> int:
+        """The shortest context that holds the needles and their questions."""
+        return 1 + 8 * self.depths
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,8 +307,13 @@ class Recipe:
         for where, name in named:
             if name not in names:
                 raise unknown(where, name, "arm", names)
+        for arm in self.arms:
+            least, longest = self.needles.least_tokens, arm.trained_tokens
+            rule = f"arm {arm.name!r} is asked at its longest context, {longest} tokens, and that many needles need {least}"
+            _check("needles.depths", self.needles.depths, least <= longest, rule, "Use fewer depths or longer contexts.")
         for value in self.attention_tokens:
-            self.needles.check_length("attention_tokens", value)
+            ok = 20 <= value < 2**31
+            _check("attention_tokens", value, ok, "a needle and its question need 20 tokens, and 2^31 are too many", "Use 256.")
         lengths = self.attention_tokens
         _check("attention_tokens", lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave one out.")
         samples = self.attention_samples

@@ -96,7 +96,7 @@ def test_a_row_counts_by_depth_by_context_and_in_all(task, prompts):
 
         def answer(self, line, row):
             at = np.flatnonzero(line[:row] == task.secret)
-            depth = [int(i) for i in at if line[i + 2] == line[row]][0]
+            depth = next(int(i) for i in at if line[i + 2] == line[row])
             return super().answer(line, row) if depth < 60 else task.stop
 
     for asked in (Half(task), oracle, model):
@@ -148,7 +148,6 @@ def test_batches_change_no_answer(task, prompts, monkeypatch):
     for tokens in (1, 128, 300, 10**6):
         monkeypatch.setattr(needles, "BATCH_TOKENS", tokens)
         assert answers(model, gold) == [[True] * 6] * 7
-        assert answers(model, contexts) == [[bool(hit) for hit in g.answers == c.answers] for g, c in zip(gold, contexts, strict=True)]
         oracle = Oracle(task)
         row = needle_row(
             oracle, prompts, arm="a", seed=0, row="standard", context_tokens=128, tick=ticks.append

@@ -173,7 +173,7 @@ def test_full_span_never_holds_all_scores(tq: int, kv: int, dtype: torch.dtype) 
     with Work() as work:
         tensors = inputs(1, 4, kv, tq, 1024, 8, dtype)
         attend(*tensors, backend="blockwise").sum().backward()
-    assert work.largest <= max(4 * 1024 * 8 * 2, 128 * 1024)
+    assert work.largest <= blockwise.TILE_SCORES < 4 * 512 * 1024
 
 
 MEASURE = """

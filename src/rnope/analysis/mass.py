@@ -73,7 +73,7 @@ def attention_mass(
             asked = int(context.rows[0]) - qc
             best.setdefault(kind, []).append(by_segment[:, asked, SEGMENTS.index("needle")].max().item())
             x = block(x, tables)
-    reach = _reachable(model, context_tokens)
+    reach = _reachable(model, segment)  # segments lie alike in every sample of one length
     return [
         MassRow(
             arm=arm,
@@ -94,16 +94,12 @@ def _masses(values: Sequence[Tensor], reachable: frozenset[str]) -> dict[str, fl
     return {name: share if name in reachable else None for name, share in zip(SEGMENTS, mean, strict=True)}
 
 
-def _reachable(model: Decoder, context_tokens: int) -> dict[str, frozenset[str]]:
-    """Segments that a layer kind's widest window can see from the last row: what it cannot see is blank, not 0."""
+def _reachable(model: Decoder, segment: Tensor) -> dict[str, frozenset[str]]:
+    """Segments that a layer kind's widest window can see from the question: what it cannot see is blank, not 0."""
     reach: dict[str, frozenset[str]] = {}
     for block in model.blocks:
         spec = block.attention.spec
-        oldest = context_tokens - UNIT_TOKENS - (spec.visible(context_tokens) - 1)  # of the first question row
-        seen = {"context", "qc"}
-        if oldest < BEGIN_TOKENS:
-            seen.add("begin")
-        if oldest < context_tokens // 2 + UNIT_TOKENS:
-            seen.add("needle")
-        reach[spec.kind] = reach.get(spec.kind, frozenset()) | frozenset(seen)
+        oldest = len(segment) - UNIT_TOKENS - (spec.visible(len(segment)) - 1)  # that the question's first row sees
+        seen = frozenset(SEGMENTS[i] for i in segment[max(0, oldest) :].unique().tolist())
+        reach[spec.kind] = reach.get(spec.kind, frozenset()) | seen
     return reach

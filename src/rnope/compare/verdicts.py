@@ -61,7 +61,7 @@ def judge(recipe: Recipe, results: Results) -> tuple[Verdict, ...]:
     baseline = recipe.baseline
     return (
         *(_pair(recipe, results, pair.a, pair.b, pair.claim) for pair in recipe.pairs),
-        *(_holds(recipe, results, name, recipe.needles.context_tokens) for name in far),
+        *(_holds(recipe, results, name, recipe.needles.context_tokens) for name in far if recipe.needles.context_tokens),
         *(_holds(recipe, results, name, recipe.needles.far_tokens) for name in far if recipe.needles.far_tokens),
         *(_needle_mass(results, name, baseline) for name in far if recipe.attention_tokens),
         *(_cache(recipe, name, baseline) for name in far),
@@ -142,7 +142,7 @@ def _mass_ratio(results: Results, arm: str, seed: int, kind: str) -> float | Non
 
 
 def _cache(recipe: Recipe, arm: str, baseline: str) -> Verdict:
-    length = max(recipe.needles.context_tokens)
+    length = max(recipe.needles.context_tokens or [a.trained_tokens for a in recipe.arms])
     held = {a.name: cache_bytes(recipe.model_config(a), length) for a in recipe.arms}
     mine, theirs = held[arm], held[baseline]
     claim = f"{arm} keeps about a quarter of the baseline's cache."

@@ -10,7 +10,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, TypeVar
 
 from rnope.errors import ConfigError, unknown
@@ -37,7 +37,7 @@ def from_plain(cls: type[T], data: object, path: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(path or cls.__name__, data, "must be a table", "Give keys and values.")
-    fields = _fields(cls)
+    fields = _fields(typing.cast(Hashable, cls))
     for key in data:
         if key not in fields:
             raise unknown(f"{path}.{key}" if path else str(key), key, "key", fields)

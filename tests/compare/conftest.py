@@ -32,13 +32,10 @@ logit_scale = 0.25
 [optimizer]
 name = "muon"
 
-[sweep]
-settings = [{ learning_rate = 1.0 }, { learning_rate = 0.5 }]
-
 [stages.pretrain]
 context_tokens = 128
 curriculum = [32, 64]
-steps = 30
+steps = 24
 batch_tokens = 128
 warmup_window = 4
 decay_steps = 10
@@ -91,10 +88,16 @@ claim = "The hybrid outlasts the extended baseline."
 """
 
 
+SWEEP = """
+[sweep]
+settings = [{ learning_rate = 1.0 }, { learning_rate = 0.5 }]
+"""
+
+
 @pytest.fixture
 def plain():
-    """The micro recipe's table, to change."""
-    return tomllib.loads(MICRO)
+    """The micro recipe's table with a sweep, to change."""
+    return tomllib.loads(MICRO + SWEEP)
 
 
 @pytest.fixture
@@ -113,11 +116,11 @@ def recipe(plain):
     return make
 
 
-def run(place, out, workers=2):
+def run(place, out, recipe=None, workers=2):
     """The comparison, in this process and its workers."""
     said = io.StringIO()
     results = compare(
-        Recipe.load(str(place.recipe)), corpus=str(place.corpus), out=out, workers=workers,
+        recipe or Recipe.load(str(place.recipe)), corpus=str(place.corpus), out=out, workers=workers,
         console=Console(file=said, width=100), command="the tests",
     )  # fmt: skip
     return results, said.getvalue()

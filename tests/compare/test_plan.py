@@ -115,7 +115,6 @@ def all_jobs(recipe):
     return list({job.id: job for job in found}.values())
 
 
-@pytest.mark.xfail(strict=True, reason="plan.py is frozen while a measurement runs: see plan-dev-needles.patch")
 def test_no_two_jobs_have_the_same_title(recipe):
     matched = {"variant": "rope", "summary": "θ 120", "stages": ["pretrain"], "model": {"theta": 120.0}}
     titles = [job.title for job in all_jobs(recipe(("arms", "rope-matched", matched)))]
@@ -153,7 +152,6 @@ def test_the_best_setting_wins_and_of_equals_the_first(recipe):
     assert {s.learning_rate for s in chosen_settings(alone, [], {}).values()} == {2.0}
 
 
-@pytest.mark.xfail(strict=True, reason="plan.py is frozen while a measurement runs: see plan-dev-needles.patch")
 def test_development_needles_are_not_those_of_the_evaluation(recipe):
     """SPEC R: evaluation needles were never used for choosing."""
     made = recipe(("needles", "depths", 11))

@@ -6,7 +6,7 @@ Arms whose stages begin alike share those stages' jobs: stages form a tree (SPEC
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rnope.config import Arm, Needles, Optimizer, Recipe, Setting, Stage
 from rnope.model.accounting import prefill_flops, training_flops
@@ -15,6 +15,10 @@ from rnope.strict import to_plain
 
 FORMAT = 1
 """Raised when code changes what a job's result means: old results are then not found again."""
+PROMPTS = 2
+"""The same for the prompts alone: what was trained is kept."""
+DEV_SEED = 0x5EED
+"""Turns the seed of the needles into that of the needles that choices are made by: none is the evaluation's."""
 # Of one ordinary core in float32, for estimates only.
 _TRAINING_FLOPS_PER_SECOND = 3e10
 _STEP_SECONDS = 0.03
@@ -101,7 +105,7 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: s
         jobs.append(
             Job(
                 id=f"{name}-{identity}",
-                title=f"train {arm.variant} · {stage.name} · seed {seed}",
+                title=f"train {arm.name} · {stage.name} · seed {seed}",
                 needs=jobs[-1].id if jobs else None,
                 work=work,
                 units=stage.steps,
@@ -112,8 +116,8 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: s
 
 
 def ask_job(recipe: Recipe, arm: Arm, seed: int, needs: str, row: str, context_tokens: int, *, dev: bool = False) -> Job:
-    """Needles of one row and length; with `dev`, those that choices are made by."""
-    needles = recipe.needles
+    """Needles of one row and length; with `dev`, those that choices are made by: other documents, and another seed."""
+    needles = replace(recipe.needles, seed=recipe.needles.seed ^ DEV_SEED) if dev else recipe.needles
     work = Ask(
         arm=arm.name,
         seed=seed,
@@ -124,7 +128,7 @@ def ask_job(recipe: Recipe, arm: Arm, seed: int, needs: str, row: str, context_t
     )
     same = (needles.depths, needles.contexts, needles.seed)
     return Job(
-        id=f"{work.split}-{row}-{context_tokens}-{_digest(needs, row, context_tokens, same, work.split)}",
+        id=f"{work.split}-{row}-{context_tokens}-{_digest(PROMPTS, needs, row, context_tokens, same, work.split)}",
         title=f"ask {arm.name} · {context_tokens:,} tokens · {row} · seed {seed}",
         needs=needs,
         work=work,
@@ -138,7 +142,7 @@ def look_job(recipe: Recipe, arm: Arm, seed: int, needs: str, context_tokens: in
     samples = recipe.attention_samples
     work = Look(arm=arm.name, seed=seed, context_tokens=context_tokens, samples=samples, needles=recipe.needles)
     return Job(
-        id=f"mass-{context_tokens}-{_digest(needs, context_tokens, samples, recipe.needles.seed)}",
+        id=f"mass-{context_tokens}-{_digest(PROMPTS, needs, context_tokens, samples, recipe.needles.seed)}",
         title=f"look {arm.name} · {context_tokens:,} tokens · seed {seed}",
         needs=needs,
         work=work,
@@ -181,7 +185,9 @@ def sweep_jobs(recipe: Recipe, data: str) -> list[TrialJobs]:
             if (subject, setting) not in found:
                 seed, length = recipe.sweep.seed, arm.stages[0].context_tokens
                 train = training_jobs(recipe, arm, seed, setting, data)[0]
+                train = replace(train, title=f"{train.title} · {setting}")
                 ask = ask_job(recipe, arm, seed, train.id, "standard", length, dev=True)
+                ask = replace(ask, title=f"{ask.title} · {setting}")
                 found[subject, setting] = TrialJobs(subject=subject, arm=arm, setting=setting, train=train, ask=ask)
     return list(found.values())
 

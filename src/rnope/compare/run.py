@@ -7,12 +7,14 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 import rnope
 from rnope.compare.plan import ArmJobs, TrialJobs, arm_jobs, sweep_jobs, sweep_key
@@ -39,7 +41,7 @@ def compare(recipe: Recipe, *, corpus: str | None, out: Path, workers: int, cons
     started = time.time()
     _writable(out)
     least = max(stage.context_tokens for arm in recipe.arms for stage in arm.stages)
-    console.print(f"[bold]{recipe.name}[/bold]: {recipe.summary}", highlight=False)
+    console.print(f"[bold]{recipe.name}[/bold]: {escape(recipe.summary)}", highlight=False, soft_wrap=True)
     data = prepare(corpus, vocab_size=recipe.vocab_size, folder=out / "data", least_tokens=least)
     counts = ", ".join(f"{split} {count:,}" for split, count in data.tokens.items())
     console.print(f"corpus in tokens: {counts}", style="dim", highlight=False)
@@ -145,8 +147,12 @@ def _processor() -> str:
 
 
 def _busy_seconds(out: Path) -> float:
-    lines = (out / "run.jsonl").read_text(encoding="utf-8").splitlines() if (out / "run.jsonl").exists() else []
-    return sum(json.loads(line)["seconds"] for line in lines)
+    """Seconds of all jobs in ``run.jsonl``; a last line that a kill tore is left out."""
+    seconds = 0.0
+    for line in (out / "run.jsonl").read_text(encoding="utf-8").splitlines() if (out / "run.jsonl").exists() else []:
+        with suppress(ValueError):
+            seconds += json.loads(line)["seconds"]
+    return seconds
 
 
 def _model(recipe: Recipe, arm: ArmJobs, pool: Pool) -> Model:

@@ -128,7 +128,10 @@ def train(job: Job, work: Train, place: Place, tick: Tick) -> dict[str, Any]:
 def ask(model: Decoder, work: Ask, place: Place, tick: Tick) -> dict[str, Any]:
     """One `NeedleRow`."""
     prompts = Prompts(
-        task=_task(place.data.folder), haystack=_haystack(place.data.folder, work.split), settings=work.needles
+        task=_task(place.data.folder),
+        haystack=_haystack(place.data.folder, work.split),
+        settings=work.needles,
+        development=work.split == "dev",
     )
     row = needle_row(
         model,

@@ -30,6 +30,11 @@ def held_out(key: NDArray[np.int64], value: NDArray[np.int64]) -> NDArray[np.boo
     return (31 * key + 17 * value) % 10 == 0
 
 
+def for_choosing(key: NDArray[np.int64], value: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which held-out pairs serve development alone, about a third of every key's: evaluation never sees them."""
+    return (key + value // 10) % 3 == 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRows:
     """A batch of rows [n, t] and the positions whose next token is an answer [n, t]."""
@@ -125,10 +130,14 @@ class NeedleTask:
         *,
         context_tokens: int,
         depths: Sequence[float],
+        development: bool = False,
         unseen_keys: bool = False,
         leave_out: Literal["needles", "haystack"] | None = None,
     ) -> Context:
         """An evaluation prompt of exactly `context_tokens` tokens (fewer when the haystack is left out).
+
+        Args:
+            development: of the pairs that choices are made by, instead of those of the evaluation.
 
         Raises:
             ConfigError: the needles and their questions do not fit.
@@ -142,7 +151,7 @@ class NeedleTask:
                 f"cannot hold {count} needles and their questions, {1 + 2 * count * UNIT_TOKENS} tokens",
                 "Use fewer depths or longer contexts.",
             )
-        keys, values = self._evaluation_pairs(rng, count, unseen_keys)
+        keys, values = self._evaluation_pairs(rng, count, unseen_keys, development)
         key_ids = (self.unseen_keys if unseen_keys else self.keys)[keys]
         value_ids = self.values[values]
         statements = self._units(key_ids, value_ids, np.ones(count, dtype=bool))
@@ -195,7 +204,9 @@ class NeedleTask:
             values[bad] = rng.integers(0, len(self.values), size=int(bad.sum()))
         return keys, values
 
-    def _evaluation_pairs(self, rng: np.random.Generator, count: int, unseen_keys: bool) -> tuple[Ids, Ids]:
+    def _evaluation_pairs(
+        self, rng: np.random.Generator, count: int, unseen_keys: bool, development: bool
+    ) -> tuple[Ids, Ids]:
         pool = len(self.unseen_keys if unseen_keys else self.keys)
         if count > pool:
             raise ConfigError("depths", count, f"more needles than the {pool} keys there are", f"Use at most {pool}.")
@@ -203,7 +214,8 @@ class NeedleTask:
         values = np.empty(count, dtype=np.int64)
         used: set[int] = set()
         for i, key in enumerate(keys):
-            allowed = np.flatnonzero(held_out(np.full(len(self.values), key), np.arange(len(self.values))))
+            every = np.arange(len(self.values))
+            allowed = np.flatnonzero(held_out(key, every) & (for_choosing(key, every) == development))
             fresh = [int(v) for v in allowed if int(v) not in used]
             values[i] = fresh[int(rng.integers(0, len(fresh)))]
             used.add(int(values[i]))

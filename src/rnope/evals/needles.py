@@ -29,6 +29,8 @@ class Prompts:
     task: NeedleTask
     haystack: Haystack
     settings: config.Needles
+    development: bool = False
+    """Of the pairs that choices are made by; their haystack is the caller's to choose."""
 
     @property
     def depths(self) -> list[float]:
@@ -44,6 +46,7 @@ class Prompts:
             self.haystack,
             context_tokens=context_tokens,
             depths=self.depths,
+            development=self.development,
             unseen_keys=row == "unseen-keys",
             leave_out=leave_out.get(row),
         )

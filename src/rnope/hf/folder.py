@@ -224,7 +224,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}, so it is no model folder. Give one that has.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}). Mend it or fetch it again.") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold a JSON object. Mend it or fetch it again.")

@@ -30,7 +30,7 @@ class LayerSpec:
     def __post_init__(self) -> None:
         if self.position not in ("rope", "nope"):
             raise unknown("position", self.position, "position", ("rope", "nope"))
-        if self.position == "rope" and (self.theta is None or not self.theta > 1):
+        if self.position == "rope" and (self.theta is None or not 1 < self.theta < 1e30):
             raise ConfigError("theta", self.theta, "a RoPE layer needs a base above 1", "The paper pretrains with 10000.")
         if self.position == "nope" and self.theta is not None:
             raise ConfigError("theta", self.theta, "a NoPE layer has no rotation", "Leave theta out.")
@@ -127,10 +127,7 @@ class ModelConfig:
             raise unknown("variant", name, "variant", VARIANTS)
         if size not in SIZES:
             raise unknown("size", size, "size", SIZES)
-        chosen = SIZES[size] | overrides
-        for key in overrides:
-            if key not in SIZES["8b"]:
-                raise unknown(key, key, "override of a size", SIZES["8b"])
+        chosen = SIZES[size] | {key: _override(SIZES[size], key, value) for key, value in overrides.items()}
         num_layers, window, theta = (chosen.pop(key) for key in ("num_layers", "window", "theta"))
         return cls(layers=VARIANTS[name].layers(name, num_layers, window=window, theta=theta), **chosen)
 
@@ -161,6 +158,19 @@ class ModelConfig:
     def kinds(self) -> dict[str, int]:
         """How many layers of each `LayerSpec.kind` there are."""
         return dict(Counter(layer.kind for layer in self.layers))
+
+
+def _override(size: dict[str, Any], key: str, value: object) -> object:
+    """`value` for the field `key` of a size, of the size's own type."""
+    if key not in size:
+        raise unknown(key, key, "override of a size", size)
+    kind = type(size[key])
+    if kind is float and type(value) is int and abs(value) < 2**63:
+        value = float(value)
+    if type(value) is not kind:
+        wanted = "a whole number" if kind is int else "a number" if kind is float else "an Init"
+        raise ConfigError(key, value, f"must be {wanted}", "Change its type.")
+    return value
 
 
 def _numbers(start: int, end: int) -> str:

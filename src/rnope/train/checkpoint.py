@@ -48,8 +48,13 @@ def save_checkpoint(path: Path, model: Decoder, optimizers: list[Optimizer], pro
         "progress": {name: getattr(progress, name) for name in Progress.__dataclass_fields__},
     }
     try:
-        torch.save(state, beside)
+        with beside.open("wb") as file:
+            torch.save(state, file)
         os.replace(beside, path)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch's writer hides a full disk behind an error of its own
+            raise error.__context__ from None
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -3,10 +3,11 @@
 import math
 
 import torch
-from torch.nn import Parameter
+from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from rnope import config
+from rnope.model.attention import LayerNorm
 from rnope.model.decoder import Decoder
 
 
@@ -15,16 +16,14 @@ def build_optimizers(model: Decoder, recipe: config.Optimizer, scale: float) -> 
 
     Norms and the embedding are never decayed. Every group keeps its peak rate under ``peak``.
     """
-    matrices: list[Parameter] = []
-    vectors: list[Parameter] = []
-    for name, parameter in model.named_parameters():
-        if name != "embedding.weight":
-            (matrices if parameter.ndim == 2 else vectors).append(parameter)
+    # By module and not by shape: QK-Norm's weights are [heads, head_size].
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    norms = [module.weight for module in model.modules() if isinstance(module, LayerNorm)]
     embedding_rate = recipe.embedding_learning_rate or recipe.learning_rate
     beta1, beta2 = recipe.betas
     groups = [
         {"params": [model.embedding.weight], "lr": embedding_rate * scale, "weight_decay": 0.0},
-        {"params": vectors, "lr": recipe.learning_rate * scale, "weight_decay": 0.0},
+        {"params": norms, "lr": recipe.learning_rate * scale, "weight_decay": 0.0},
     ]
     optimizers: list[Optimizer] = []
     if recipe.name == "muon":

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 import rnope
-from rnope import cli
+from rnope import cli, recipes
 from rnope.compare import run as comparison
-from rnope.config import Recipe, shipped_recipes
 from rnope.errors import UserError
 from rnope.model.spec import VARIANTS
 from rnope.results import VERSION, write_text
@@ -100,12 +99,12 @@ def test_layers_prints_each_variant(rnope_):
     assert code == 0 and "rope θ 10,000, window 5" in out and "nope, full" in out and "parameters" in out
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", recipes.shipped())
 def test_dry_run_prints_the_layers_of_every_arm(name, rnope_, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = rnope_("compare", name, "--dry-run")
     assert code == 0 and not err and not list(tmp_path.iterdir())
-    recipe = Recipe.load(name)
+    recipe = recipes.load(name)
     assert all(f"{a.name} ({a.summary})\n{recipe.model_config(a).layer_table()}\n" in out for a in recipe.arms)
     assert "FLOPs" in out and "minutes" in out
 

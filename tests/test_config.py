@@ -5,8 +5,9 @@ from importlib.resources import files
 
 import pytest
 
+from rnope import recipes
 from rnope.compare.preview import preview
-from rnope.config import Arm, Needles, Optimizer, Recipe, Setting, Stage, Sweep, shipped_recipes
+from rnope.config import Arm, Needles, Optimizer, Setting, Stage, Sweep
 from rnope.errors import ConfigError, UserError
 from rnope.strict import from_plain
 
@@ -57,9 +58,9 @@ def message(*call, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", recipes.shipped())
 def test_each_shipped_recipe_is_whole(name):
-    recipe = Recipe.load(name)
+    recipe = recipes.load(name)
     assert recipe.name == name and recipe.pairs and recipe.scale
     plan = preview(recipe)
     for arm in recipe.arms:
@@ -67,7 +68,7 @@ def test_each_shipped_recipe_is_whole(name):
 
 
 def test_arms_are_resolved(small):
-    recipe = Recipe.load(small)
+    recipe = recipes.load(small)
     rope, hybrid = recipe.arms
     assert (rope.name, rope.seeds, rope.trained_tokens) == ("rope", (3,), 64)
     assert (hybrid.seeds, hybrid.trained_tokens) == ((4, 5), 128)
@@ -79,7 +80,7 @@ def test_arms_are_resolved(small):
 
 
 def test_a_setting_of_the_sweep_changes_the_initialisation(small):
-    recipe = Recipe.load(small, ["model.init.tie_query_key=true"])
+    recipe = recipes.load(small, ["model.init.tie_query_key=true"])
     arm = recipe.arms[0]
     assert recipe.model_config(arm).init.tie_query_key
     assert not recipe.model_config(arm, Setting(tie_query_key=False)).init.tie_query_key
@@ -89,7 +90,7 @@ def test_a_setting_of_the_sweep_changes_the_initialisation(small):
 def test_a_file_inherits_and_gives_what_differs(small, tmp_path):
     child = tmp_path / "child.toml"
     child.write_text('base = "small.toml"\nseeds = [9]\n[stages.extend]\nsteps = 7\n[arms.rope]\nstages = ["extend"]\n')
-    recipe = Recipe.load(str(child))  # the base is sought beside the file
+    recipe = recipes.load(str(child))  # the base is sought beside the file
     assert recipe.name == "small" and recipe.seeds == (9,) and len(recipe.arms) == 2
     (stage,) = recipe.arms[0].stages
     assert (stage.steps, stage.batch_tokens) == (7, 512)  # tables merge, lists are replaced
@@ -98,8 +99,8 @@ def test_a_file_inherits_and_gives_what_differs(small, tmp_path):
 def test_a_file_inherits_from_a_shipped_recipe(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('base = "cpu-demo"\nname = "mine"\n[stages.pretrain]\nsteps = 300\ndecay_steps = 1\n')
-    recipe = Recipe.load(str(path))
-    assert recipe.arms[0].stages[0].steps == 300 and recipe.pairs == Recipe.load("cpu-demo").pairs
+    recipe = recipes.load(str(path))
+    assert recipe.arms[0].stages[0].steps == 300 and recipe.pairs == recipes.load("cpu-demo").pairs
 
 
 @pytest.mark.parametrize(
@@ -123,23 +124,23 @@ def test_a_file_inherits_from_a_shipped_recipe(tmp_path):
 def test_a_file_that_is_no_recipe(text, words, tmp_path):
     path = tmp_path / "a.toml"
     path.write_text(text.replace("{folder}", tmp_path.name), encoding="utf-8")
-    assert words in message(Recipe.load, str(path))
+    assert words in message(recipes.load, str(path))
 
 
 @pytest.mark.parametrize("source", ["cpu-dmo", "cpu-demo.toml", "/", "", "\x00.toml", "x" * 5000 + ".toml"])
 def test_no_such_recipe(source):
-    assert "no such recipe, nor a .toml file" in message(Recipe.load, source)
+    assert "no such recipe, nor a .toml file" in message(recipes.load, source)
 
 
 def test_a_recipe_that_is_no_text(tmp_path):
     path = tmp_path / "a.toml"
     path.write_bytes("name = 'θ'".encode("utf-16"))
-    assert "cannot be read" in message(Recipe.load, str(path)) and "UTF-8" in message(Recipe.load, str(path))
+    assert "cannot be read" in message(recipes.load, str(path)) and "UTF-8" in message(recipes.load, str(path))
 
 
 def test_overrides(small):
     changes = ["stages.pretrain.steps=33", "seeds=[7, 8]", "summary=hello there", "arms.rope.stage.pretrain.theta=5e5"]
-    recipe = Recipe.load(small, [*changes, "sweep.seed=1", 'scale.a b.here="c"'])
+    recipe = recipes.load(small, [*changes, "sweep.seed=1", 'scale.a b.here="c"'])
     rope, hybrid = recipe.arms
     assert (rope.stages[0].steps, hybrid.stages[0].steps) == (33, 33)
     assert rope.stages[0].theta == 5e5 and hybrid.stages[0].theta is None
@@ -201,14 +202,14 @@ def test_overrides(small):
     ids=lambda value: value[:50],
 )
 def test_an_override_that_does_not_serve_is_named_as_written(change, words, small):
-    assert words in message(Recipe.load, small, [change])
+    assert words in message(recipes.load, small, [change])
 
 
 def test_a_name_may_not_leave_the_folder(small):
     for name in ("jobs", "stages", "../rope", "a/b", "", "results.json", "a\nb", ".hidden", "x" * 65):
         text = SMALL.replace("[arms.hybrid]", f"[arms.{name!r}]" if "\n" not in name else '[arms."a\\nb"]')
         with pytest.raises(ConfigError, match="names a file or folder"):
-            Recipe.from_plain(tomllib.loads(text))
+            recipes.resolve(tomllib.loads(text))
 
 
 @pytest.mark.parametrize(
@@ -288,4 +289,4 @@ def test_each_rule_of_the_rest(cls, change, words):
 
 
 def test_shipped_recipes_are_the_files_of_the_package():
-    assert shipped_recipes() == sorted(p.name[:-5] for p in files("rnope.recipes").iterdir() if p.name.endswith(".toml"))
+    assert recipes.shipped() == sorted(p.name[:-5] for p in files("rnope.recipes").iterdir() if p.name.endswith(".toml"))

@@ -19,6 +19,7 @@ from importlib.resources import files
 
 import pytest
 
+from rnope import recipes
 from rnope.compare.preview import preview
 from rnope.config import Arm, Needles, Optimizer, Pair, Recipe, Setting, Stage, Sweep
 from rnope.errors import ConfigError, UserError, shown, unknown
@@ -127,11 +128,11 @@ def recipe_table(name: str) -> dict[str, typing.Any]:
 @pytest.mark.parametrize(("name", "n"), [("cpu-demo", 3000), ("cpu-fair", 1200)])
 def test_spoilt_recipes(name, n):
     table = recipe_table(name)
-    assert "tokens" in preview(Recipe.from_plain(table))
+    assert "tokens" in preview(recipes.resolve(table))
 
     def case(i):
         spoilt = Mutator(i).spoilt(table)
-        return lambda: preview(Recipe.from_plain(spoilt if isinstance(spoilt, dict) else {"arms": spoilt}))
+        return lambda: preview(recipes.resolve(spoilt if isinstance(spoilt, dict) else {"arms": spoilt}))
 
     assert refused_share(n, case) > 0.6
 
@@ -148,7 +149,7 @@ def test_spoilt_recipe_files(tmp_path):
             spoilt = spoilt[:at] + rng.choice([rng.choice(bits), ""]) + spoilt[at + rng.choice([0, 1, 5, 300]) :]
         path = tmp_path / "r.toml"
         path.write_bytes(spoilt.encode("utf-8") if i % 20 else spoilt.encode("utf-16"))
-        return lambda: Recipe.load(str(path))
+        return lambda: recipes.load(str(path))
 
     assert refused_share(1400, case) > 0.6
 
@@ -164,7 +165,7 @@ def test_spoilt_overrides():
         rng = random.Random(i)
         key = rng.choice(keys)
         key = typo(key, rng) if rng.random() < 0.4 else key
-        return lambda: preview(Recipe.load("cpu-demo", [f"{key}{rng.choice(['=', '=', '=', ' = ', ''])}{rng.choice(values)}"]))
+        return lambda: preview(recipes.load("cpu-demo", [f"{key}{rng.choice(['=', '=', '=', ' = ', ''])}{rng.choice(values)}"]))
 
     assert refused_share(800, case) > 0.6
 
@@ -288,7 +289,7 @@ def test_vast_numbers_cost_little(change):
     if "stages" in change:
         table |= {"arms": {"rope": table["arms"]["rope"]}, "pairs": [], "needles": {}}
     started = time.process_time()
-    refusal(str(change), lambda: preview(Recipe.from_plain(table)))
+    refusal(str(change), lambda: preview(recipes.resolve(table)))
     assert time.process_time() - started < 5
 
 

@@ -14,7 +14,7 @@ ALLOWED = {
     "spec": {"errors"},  # rnope.model.spec, which loads no torch
     "config": {"errors", "strict", "spec"},
     "results": {"errors", "strict"},
-    "recipes": set(),
+    "recipes": {"errors", "strict", "config"},
     "tokenizer": {"errors", "results"},
     "kernels": {"errors"},
     "model": {"errors", "spec", "kernels"},
@@ -28,7 +28,7 @@ ALLOWED = {
         "errors", "strict", "spec", "config", "results", "tokenizer", "model", "hf", "data", "train", "evals", "analysis",
         "report", "rnope",
     },
-    "cli": {"errors", "spec", "config", "results", "report", "compare", "rnope"},
+    "cli": {"errors", "spec", "recipes", "results", "report", "compare", "rnope"},
     "testing": {"spec", "model"},
     "rnope": {"spec", "model", "hf"},  # the package itself: its public names, on first use
     "__main__": {"cli"},

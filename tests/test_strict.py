@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from rnope.config import Recipe, shipped_recipes
+from rnope import recipes
+from rnope.config import Recipe
 from rnope.errors import ConfigError
 from rnope.strict import from_plain, to_plain
 
@@ -54,9 +55,9 @@ def test_there_and_back():
     assert to_plain(Tree(name="b"))["age"] is None
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", recipes.shipped())
 def test_every_shipped_recipe_there_and_back(name):
-    recipe = Recipe.load(name)
+    recipe = recipes.load(name)
     assert from_plain(Recipe, to_plain(recipe)) == recipe
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rnope import __version__
-from rnope.config import Recipe, shipped_recipes
+from rnope import __version__, recipes
 from rnope.errors import UserError, unknown
 
 console = Console()
@@ -38,7 +37,7 @@ def app() -> None:
 
 
 @app.command(help=f"Train every arm of RECIPE, ask for needles far beyond the trained length, and write a page beside the "
-             f"paper's own numbers.\n\nRECIPE is one that ships ({', '.join(shipped_recipes())}) or a .toml file.")  # fmt: skip
+             f"paper's own numbers.\n\nRECIPE is one that ships ({', '.join(recipes.shipped())}) or a .toml file.")  # fmt: skip
 @click.argument("recipe")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results, report and models [default: out/RECIPE]."
               " Run again with the same folder to go on after an interruption.")  # fmt: skip
@@ -52,7 +51,7 @@ def app() -> None:
 def compare(
     recipe: str, out: Path | None, corpus: str | None, workers: int, changes: tuple[str, ...], dry_run: bool
 ) -> None:
-    resolved = Recipe.load(recipe, changes)
+    resolved = recipes.load(recipe, changes)
     if dry_run:
         from rnope.compare.preview import preview
 

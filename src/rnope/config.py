@@ -1,19 +1,14 @@
-"""Recipes: what is trained, in which stages, and what is measured. TOML in, frozen dataclasses out; imports no torch.
+"""What a recipe says: which models are trained, in which stages, and what is measured; every rule it must keep.
 
-A recipe file may say ``base = "other"`` and give only what differs. `Recipe.load` merges the files, then overrides
-such as ``stages.pretrain.steps=100``, then each arm's own changes to its stages, and checks the result.
+Frozen dataclasses of plain values; no torch, and no files (`rnope.recipes` reads those).
 """
 
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
-from rnope.errors import ConfigError, UserError, unknown
+from rnope.errors import ConfigError, check, unknown
 from rnope.model.spec import SIZES, Init, ModelConfig
 from rnope.strict import from_plain
 
@@ -22,21 +17,16 @@ _TAKEN = {"data", "figures", "jobs", "stages", "report.html", "report.md", "resu
 """What a comparison writes beside the folders of its arms."""
 
 
-def _check(field_name: str, value: Any, holds: bool, rule: str, remedy: str) -> None:
-    if not holds:
-        raise ConfigError(field_name, value, rule, remedy)
-
-
 def _check_name(value: str) -> None:
     """Names become names of files."""
     ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value) is not None and value not in _TAKEN
     rule = "names a file or folder: at most 64 letters, digits, '.', '_' and '-', and none that a comparison writes itself"
-    _check("name", value, ok, rule, "Choose another name.")
+    check("name", value, ok, rule, "Choose another name.")
 
 
 def _check_seeds(seeds: tuple[int, ...]) -> None:
-    _check("seeds", seeds, len(set(seeds)) == len(seeds) > 0, "must be distinct", "Write [0, 1].")
-    _check("seeds", seeds, all(0 <= s < 2**31 for s in seeds), "must lie in 0 … 2^31", "Write [0, 1].")
+    check("seeds", seeds, len(set(seeds)) == len(seeds) > 0, "must be distinct", "Write [0, 1].")
+    check("seeds", seeds, all(0 <= s < 2**31 for s in seeds), "must lie in 0 … 2^31", "Write [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,13 +48,13 @@ class Optimizer:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
             value = getattr(self, name)
-            _check(name, value, 0 < value < 1e3, "must lie in 0 … 1000", "Usual rates are 1e-4 to 2e-2.")
+            check(name, value, 0 < value < 1e3, "must lie in 0 … 1000", "Usual rates are 1e-4 to 2e-2.")
         value = self.embedding_learning_rate
         ok = value is None or 0 < value < 1e3
-        _check("embedding_learning_rate", value, ok, "must lie in 0 … 1000", "Usual rates are 1e-4 to 2e-2.")
+        check("embedding_learning_rate", value, ok, "must lie in 0 … 1000", "Usual rates are 1e-4 to 2e-2.")
         ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
-        _check("betas", self.betas, ok, "must be two numbers in 0 … 1", "Write [0.9, 0.95].")
-        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1, "must lie in 0 … 1", "Usual: 0 to 0.1.")
+        check("betas", self.betas, ok, "must be two numbers in 0 … 1", "Write [0.9, 0.95].")
+        check("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1, "must lie in 0 … 1", "Usual: 0 to 0.1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,31 +101,31 @@ class Stage:
         _check_name(self.name)
         small = "Use a positive whole number."
         for name in ("steps", "batch_tokens", "context_tokens", "accumulate"):
-            _check(name, getattr(self, name), 1 <= getattr(self, name) < 2**40, "must be at least 1", small)
+            check(name, getattr(self, name), 1 <= getattr(self, name) < 2**40, "must be at least 1", small)
         for name in ("warmup_steps", "decay_steps", "short_batches"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < 2**40, "must not be negative", small)
+            check(name, getattr(self, name), 0 <= getattr(self, name) < 2**40, "must not be negative", small)
         for name in ("window", "warmup_window"):
             value = getattr(self, name)
             ok = value is None or 1 <= value < 2**31
-            _check(name, value, ok, "counts the current token: at least 1, below 2^31", "Use 1 or more.")
+            check(name, value, ok, "counts the current token: at least 1, below 2^31", "Use 1 or more.")
         ok = self.theta is None or 1 < self.theta < 1e30
-        _check("theta", self.theta, ok, "the rotary base must exceed 1", "The paper uses 10000 and more.")
+        check("theta", self.theta, ok, "the rotary base must exceed 1", "The paper uses 10000 and more.")
         ok = self.warmup_steps + self.decay_steps <= self.steps
-        _check("decay_steps", self.decay_steps, ok, "warm-up and decay exceed the stage's steps", "Shorten one of them.")
+        check("decay_steps", self.decay_steps, ok, "warm-up and decay exceed the stage's steps", "Shorten one of them.")
         ok = len(self.facts) == 2 and 1 <= self.facts[0] <= self.facts[1]
-        _check("facts", self.facts, ok, "must be [fewest, most]", "Write [2, 25].")
+        check("facts", self.facts, ok, "must be [fewest, most]", "Write [2, 25].")
         lengths = (*self.curriculum, self.context_tokens)
         ok = all(a < b for a, b in pairwise(lengths))
-        _check("curriculum", self.curriculum, ok, "must ascend and stay below context_tokens", "Write [32, 64, 128].")
+        check("curriculum", self.curriculum, ok, "must ascend and stay below context_tokens", "Write [32, 64, 128].")
         short = self.short_context_tokens
         ok = short is None or 20 <= short < self.context_tokens
         rule = "must have at least 20 tokens and stay below context_tokens"
-        _check("short_context_tokens", short, ok, rule, "Use the pretraining length.")
-        _check("short_context_tokens", short, not (short and self.curriculum), "excludes a curriculum", "Drop one.")
+        check("short_context_tokens", short, ok, rule, "Use the pretraining length.")
+        check("short_context_tokens", short, not (short and self.curriculum), "excludes a curriculum", "Drop one.")
         for length in self.row_lengths:
-            _check("context_tokens", length, length >= 20, "a row of needles has at least 20 tokens", "Use 32 or more.")
+            check("context_tokens", length, length >= 20, "a row of needles has at least 20 tokens", "Use 32 or more.")
             share = self.batch_tokens // self.accumulate
-            _check(
+            check(
                 "batch_tokens",
                 self.batch_tokens,
                 share % length == 0 and self.batch_tokens % self.accumulate == 0,
@@ -144,13 +134,13 @@ class Stage:
             )
         for name in ("promote_accuracy", "text_share", "final_scale"):
             value = getattr(self, name)
-            _check(name, value, 0 <= value <= 1, "must lie in 0 … 1", "It is a share.")
+            check(name, value, 0 <= value <= 1, "must lie in 0 … 1", "It is a share.")
         ok = 0 <= self.text_weight < 1e3
-        _check("text_weight", self.text_weight, ok, "must lie in 0 … 1000", "Use 0 for completions only.")
+        check("text_weight", self.text_weight, ok, "must lie in 0 … 1000", "Use 0 for completions only.")
         ok = self.text_share > 0 or self.text_weight == 0
-        _check("text_share", self.text_share, ok, "leaves no text to weigh", "Set text_weight = 0 for completions only.")
+        check("text_share", self.text_share, ok, "leaves no text to weigh", "Set text_weight = 0 for completions only.")
         ok = 0 < self.learning_rate_scale < 1e3
-        _check("learning_rate_scale", self.learning_rate_scale, ok, "must be positive", "1 keeps the peak rates.")
+        check("learning_rate_scale", self.learning_rate_scale, ok, "must be positive", "1 keeps the peak rates.")
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -181,7 +171,7 @@ class Arm:
         _check_name(self.name)
         _check_seeds(self.seeds)
         names = [stage.name for stage in self.stages]
-        _check("stages", names, len(set(names)) == len(names) > 0, "must be distinct", 'Write ["pretrain"].')
+        check("stages", names, len(set(names)) == len(names) > 0, "must be distinct", 'Write ["pretrain"].')
 
     @property
     def trained_tokens(self) -> int:
@@ -209,15 +199,15 @@ class Needles:
     """Of the prompts: the same for every arm, independent between lengths."""
 
     def __post_init__(self) -> None:
-        _check("depths", self.depths, 2 <= self.depths <= 12, "must lie in 2 … 12", "The paper's figures have about 11.")
-        _check("contexts", self.contexts, 1 <= self.contexts < 2**20, "must be at least 1", "The paper uses 16.")
+        check("depths", self.depths, 2 <= self.depths <= 12, "must lie in 2 … 12", "The paper's figures have about 11.")
+        check("contexts", self.contexts, 1 <= self.contexts < 2**20, "must be at least 1", "The paper uses 16.")
         for name in ("context_tokens", "far_tokens", "control_tokens"):
             lengths = getattr(self, name)
-            _check(name, lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave out the repetition.")
+            check(name, lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave out the repetition.")
             for value in lengths:
                 rule = f"{self.depths} needles and their questions need {self.least_tokens} tokens, and 2^31 are too many"
-                _check(name, value, self.least_tokens <= value < 2**31, rule, "Use another length.")
-        _check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
+                check(name, value, self.least_tokens <= value < 2**31, rule, "Use another length.")
+        check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
 
     @property
     def least_tokens(self) -> int:
@@ -236,7 +226,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         ok = 0 < self.learning_rate < 1e3
-        _check("learning_rate", self.learning_rate, ok, "must be a positive multiplier", "1 keeps the recipe's rates.")
+        check("learning_rate", self.learning_rate, ok, "must be a positive multiplier", "1 keeps the recipe's rates.")
 
     def __str__(self) -> str:
         tied = {None: "", True: ", keys start as queries", False: ", keys and queries start apart"}[self.tie_query_key]
@@ -252,8 +242,8 @@ class Sweep:
     seed: int = 100
 
     def __post_init__(self) -> None:
-        _check("settings", self.settings, bool(self.settings), "needs an entry", "Write [[sweep.settings]].")
-        _check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 100.")
+        check("settings", self.settings, bool(self.settings), "needs an entry", "Write [[sweep.settings]].")
+        check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 100.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,30 +284,30 @@ class Recipe:
         _check_name(self.name)
         _check_seeds(self.seeds)
         ok = 300 <= self.vocab_size <= 2**20
-        _check("vocab_size", self.vocab_size, ok, "must lie in 300 … 2^20", "Use 1024 or more.")
+        check("vocab_size", self.vocab_size, ok, "must lie in 300 … 2^20", "Use 1024 or more.")
         names = [arm.name for arm in self.arms]
         for arm in self.arms:
             self.model_config(arm)
-        _check("arms", names, len(set(names)) == len(names) > 0, "must have distinct names", "Rename one.")
+        check("arms", names, len(set(names)) == len(names) > 0, "must have distinct names", "Rename one.")
         named = [("baseline", self.baseline)]
         named += [(f"needles.far_arms[{i}]", name) for i, name in enumerate(self.needles.far_arms)]
         for i, pair in enumerate(self.pairs):
             named += [(f"pairs[{i}].a", pair.a), (f"pairs[{i}].b", pair.b)]
-            _check(f"pairs[{i}].b", pair.b, pair.a != pair.b, "an arm is not judged against itself", "Name another.")
+            check(f"pairs[{i}].b", pair.b, pair.a != pair.b, "an arm is not judged against itself", "Name another.")
         for where, name in named:
             if name not in names:
                 raise unknown(where, name, "arm", names)
         for arm in self.arms:
             least, longest = self.needles.least_tokens, arm.trained_tokens
             rule = f"arm {arm.name!r} is asked at its longest context, {longest} tokens, and that many needles need {least}"
-            _check("needles.depths", self.needles.depths, least <= longest, rule, "Use fewer depths or longer contexts.")
+            check("needles.depths", self.needles.depths, least <= longest, rule, "Use fewer depths or longer contexts.")
         for value in self.attention_tokens:
             ok = 20 <= value < 2**31
-            _check("attention_tokens", value, ok, "a needle and its question need 20 tokens, and 2^31 are too many", "Use 256.")
+            check("attention_tokens", value, ok, "a needle and its question need 20 tokens, and 2^31 are too many", "Use 256.")
         lengths = self.attention_tokens
-        _check("attention_tokens", lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave one out.")
+        check("attention_tokens", lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave one out.")
         samples = self.attention_samples
-        _check("attention_samples", samples, 1 <= samples < 2**20, "must be at least 1", "Use 8.")
+        check("attention_samples", samples, 1 <= samples < 2**20, "must be at least 1", "Use 8.")
 
     def model_config(self, arm: Arm, setting: Setting | None = None) -> ModelConfig:
         """The model that `arm` starts from (as tuned), before any stage changed theta or window."""
@@ -337,48 +327,6 @@ class Recipe:
             return config
         return replace(config, init=replace(config.init, tie_query_key=setting.tie_query_key))
 
-    @classmethod
-    def load(cls, source: str, overrides: Sequence[str] = ()) -> "Recipe":
-        """A recipe by name (of those that ship) or by path, with ``dotted.key=value`` overrides.
-
-        Raises:
-            UserError: no such recipe, no TOML, unknown or impossible values.
-        """
-        plain = _read(source, ())
-        for override in overrides:
-            _override(plain, override)
-        return cls.from_plain(plain)
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "Recipe":
-        """Resolve a recipe's table: every arm gets its stages in full."""
-        data: Plain = {**plain}
-        stages = _table(data.pop("stages", {}), "stages")
-        arms = _table(data.pop("arms", {}), "arms")
-        _check("arms", arms, bool(arms), "a comparison needs an arm", "Add [arms.rope] with a variant and stages.")
-        if "seeds" not in data:
-            raise ConfigError("seeds", None, "is missing", "Write seeds = [0, 1].")
-        data["arms"] = [_arm(name, table, stages, data["seeds"]) for name, table in arms.items()]
-        try:
-            return from_plain(cls, data)
-        except ConfigError as error:
-            place = _as_written(error.field, arms)
-            raise ConfigError(place, error.value, error.rule, error.remedy) from None
-
-
-def _as_written(field_name: str, arms: Plain) -> str:
-    """``arms[0].stages[1].steps`` by the names that the recipe's file uses."""
-    found = re.match(r"arms\[(\d+)\](?:\.stages\[(\d+)\]\.([^.\[]+))?", field_name)
-    if found is None:
-        return field_name
-    name = list(arms)[int(found[1])]
-    rest = field_name[found.end() :]
-    if found[2] is None:
-        return f"arms.{name}{rest}"
-    stage, key = arms[name]["stages"][int(found[2])], found[3]
-    mine = key in arms[name].get("stage", {}).get(stage, {})
-    return f"arms.{name}.stage.{stage}.{key}{rest}" if mine else f"stages.{stage}.{key}{rest}"
-
 
 def _model_value(where: str, key: str, value: Any) -> Any:
     """An override of the size, of the type that the size has."""
@@ -391,105 +339,8 @@ def _model_value(where: str, key: str, value: Any) -> Any:
         return from_plain(Init, value, where)
     if isinstance(sizes[key], float):
         ok = isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
-        _check(where, value, ok, "must be a number below 1e30", "Change it.")
+        check(where, value, ok, "must be a number below 1e30", "Change it.")
         return float(value)
-    _check(where, value, type(value) is int and abs(value) < 2**31, "must be a whole number below 2^31", "Change it.")
-    _check(where, value, key != "num_layers" or value <= 1024, "a recipe has at most 1024 layers", "Use fewer.")
+    check(where, value, type(value) is int and abs(value) < 2**31, "must be a whole number below 2^31", "Change it.")
+    check(where, value, key != "num_layers" or value <= 1024, "a recipe has at most 1024 layers", "Use fewer.")
     return value
-
-
-def _table(value: object, path: str) -> Plain:
-    if not isinstance(value, Mapping):
-        raise ConfigError(path, value, "must be a table", "Give keys and values.")
-    return {str(key): item for key, item in value.items()}
-
-
-def _arm(name: str, value: object, stages: Plain, seeds: object) -> Plain:
-    path = f"arms.{name}"
-    arm = _table(value, path)
-    listed = arm.get("stages")
-    if not isinstance(listed, list) or not listed:
-        raise ConfigError(f"{path}.stages", listed, "must be a list of stage names", 'Write ["pretrain"].')
-    changes = _table(arm.pop("stage", {}), f"{path}.stage")
-    for changed in changes:
-        if changed not in listed:
-            raise unknown(f"{path}.stage.{changed}", changed, "stage of this arm", map(str, listed))
-    resolved = []
-    for stage in listed:
-        if not isinstance(stage, str) or stage not in stages:
-            raise unknown(f"{path}.stages", stage, "stage", stages)
-        change = _table(changes.get(stage, {}), f"{path}.stage.{stage}")
-        resolved.append({**_table(stages[stage], f"stages.{stage}"), **change, "name": stage})
-    return {"seeds": seeds, **arm, "name": name, "stages": resolved}
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes in the package."""
-    return sorted(p.name.removesuffix(".toml") for p in files("rnope.recipes").iterdir() if p.name.endswith(".toml"))
-
-
-def _read(source: str, seen: tuple[Path, ...], folder: Path = Path()) -> Plain:
-    shipped = shipped_recipes()
-    path = folder / source
-    if source in shipped:
-        text = files("rnope.recipes").joinpath(f"{source}.toml").read_text(encoding="utf-8")
-    elif source.endswith(".toml") and _is_file(path):
-        path = path.resolve()
-        if path in seen:
-            raise ConfigError("base", source, "leads back to itself", "Break the circle.")
-        seen = (*seen, path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{source}: cannot be read ({error}). Give a UTF-8 TOML file.") from None
-    else:
-        raise unknown("base" if seen else "recipe", source, "recipe, nor a .toml file", shipped)
-    try:
-        plain = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
-        raise UserError(f"{source}: is not TOML ({error}). Mend that line.") from None
-    base = plain.pop("base", None)
-    if base is None:
-        return plain
-    if not isinstance(base, str):
-        raise ConfigError("base", base, "must name a recipe", f"One of {', '.join(shipped)}.")
-    return _merged(_read(base, seen, path.parent), plain)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long
-        return False
-
-
-def _merged(base: Plain, change: Plain) -> Plain:
-    """`change` over `base`: tables merge, everything else is replaced."""
-    both = dict(base)
-    for key, value in change.items():
-        mine = both.get(key)
-        both[key] = _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
-    return both
-
-
-def _override(plain: Plain, text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError("--set", text, "must be dotted.key=value", "Write --set stages.pretrain.steps=100.")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    except (ValueError, RecursionError) as error:
-        raise ConfigError("--set", text, f"cannot be read ({error})", "Use a smaller value.") from None
-    *parents, last = key.split(".")
-    stages = plain.get("stages")
-    if parents[:1] == ["stages"] and isinstance(stages, dict) and parents[1:2] and parents[1] not in stages:
-        raise unknown(f"--set {key}", parents[1], "stage", stages)
-    table = plain
-    for parent in parents:
-        inner = table.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise ConfigError("--set", text, f"{parent!r} is no table", "Name a key inside a table.")
-        table = inner
-    table[last] = parsed

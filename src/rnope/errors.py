@@ -39,6 +39,12 @@ class ConfigError(UserError):
         return ConfigError(f"{parent}{joint}{self.field}" if parent else self.field, self.value, self.rule, self.remedy)
 
 
+def check(field: str, value: object, holds: bool, rule: str, remedy: str) -> None:
+    """Raise the `ConfigError` of these words unless the rule `holds`."""
+    if not holds:
+        raise ConfigError(field, value, rule, remedy)
+
+
 def shown(value: object) -> str:
     """`value` as a short literal."""
     try:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from rnope import recipes
 from rnope.compare.run import compare
-from rnope.config import Recipe
 
 MICRO = """
 name = "micro"
@@ -111,7 +111,7 @@ def recipe(plain):
             for parent in parents:
                 inner = inner.setdefault(parent, {})
             inner[last] = value
-        return Recipe.from_plain(table)
+        return recipes.resolve(table)
 
     return make
 
@@ -120,7 +120,7 @@ def run(place, out, recipe=None, workers=2):
     """The comparison, in this process and its workers."""
     said = io.StringIO()
     results = compare(
-        recipe or Recipe.load(str(place.recipe)), corpus=str(place.corpus), out=out, workers=workers,
+        recipe or recipes.load(str(place.recipe)), corpus=str(place.corpus), out=out, workers=workers,
         console=Console(file=said, width=100), command="the tests",
     )  # fmt: skip
     return results, said.getvalue()

@@ -1,13 +1,16 @@
 """Jobs: which arms share which, what changes an id and what does not, and that choices are made by other needles."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from rnope import recipes
+from rnope.compare import work
 from rnope.compare.plan import arm_jobs, ask_job, sweep_jobs, sweep_key, training_jobs
 from rnope.compare.preview import describe, preview
 from rnope.compare.run import chosen_settings
-from rnope.config import Setting, shipped_recipes
+from rnope.config import Setting
 from rnope.data.needles import WORDS, Haystack, NeedleTask
 from rnope.evals.needles import Prompts
 from rnope.tokenizer import Tokenizer
@@ -166,6 +169,18 @@ def test_development_needles_are_not_those_of_the_evaluation(recipe):
     assert not set(pairs["dev"]) & set(pairs["eval"])
 
 
+def test_a_job_asks_with_the_pairs_and_documents_of_its_split(recipe, monkeypatch):
+    made, seen = recipe(), {}
+    monkeypatch.setattr(work, "_task", lambda folder: "task")
+    monkeypatch.setattr(work, "_haystack", lambda folder, split: split)
+    monkeypatch.setattr(work, "needle_row", lambda model, prompts, **_: seen.update({prompts.haystack: prompts}))
+    place = SimpleNamespace(data=SimpleNamespace(folder=None))
+    for dev in (True, False):
+        work.ask(None, ask_job(made, made.arms[0], 0, "t", "standard", 128, dev=dev).work, place, lambda n: None)
+    assert {split: prompts.development for split, prompts in seen.items()} == {"dev": True, "eval": False}
+    assert seen["eval"].settings == made.needles != seen["dev"].settings
+
+
 def test_the_identity_of_a_training_is_its_whole_chain(recipe):
     made = recipe()
     arm = made.arms[1]
@@ -181,5 +196,5 @@ def test_a_preview_says_what_would_be_done(recipe):
         assert arm.name in text and arm.summary in text
     assert "θ 1,000,000" in text and "24 steps of 128 tokens" in text and "1× is 256 tokens" in text
     assert f"comparison: {len({j.id for jobs in plan(made).values() for j in (*jobs.training, *jobs.questions)})} jobs" in text
-    assert "3.75 GiB" not in text and shipped_recipes()
+    assert "3.75 GiB" not in text and recipes.shipped()
     assert "8,028,033,024 parameters" in describe("rope", "8b")

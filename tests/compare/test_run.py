@@ -113,7 +113,7 @@ def test_run_again_it_computes_nothing(done, place, again):
     before, started = stamps(done.out), time.monotonic()
     lines = (done.out / "run.jsonl").read_text()
     results, said = again(place, done.out)
-    assert "train rope ·" not in said and "train rope ·" in done.said
+    assert "· pretrain ·" not in said and "· pretrain ·" in done.said
     assert stamps(done.out) == before and (done.out / "run.jsonl").read_text() == lines
     assert time.monotonic() - started < 20
     assert same_but_for_time(to_plain(results)) == same_but_for_time(to_plain(done.results))

@@ -123,6 +123,25 @@ def contexts(task, haystack, length, **more):
         yield task.context(np.random.default_rng(seed), haystack, context_tokens=length, depths=DEPTHS, **more)
 
 
+@pytest.mark.parametrize("unseen_keys", [False, True])
+def test_development_and_evaluation_share_no_pair_and_neither_runs_out_of_values(task, haystack, unseen_keys):
+    pairs = {True: set(), False: set()}
+    for seed in range(400):
+        for development, found in pairs.items():
+            context = task.context(
+                np.random.default_rng(seed), haystack, context_tokens=97, depths=[0.5] * 12,
+                development=development, unseen_keys=unseen_keys,
+            )  # fmt: skip
+            facts = [pair[2:] for pair in units(task, context.ids)[:12]]
+            assert len({value for _, value in facts}) == 12
+            found |= set(facts)
+    assert not pairs[True] & pairs[False]
+    keys = len(UNSEEN_KEYS if unseen_keys else KEYS)
+    assert {key for key, _ in pairs[True]} == {key for key, _ in pairs[False]} and len(pairs[True]) > 2 * keys
+    every = np.array([(k if k >= 0 else -1 - k, v) for k, v in pairs[True] | pairs[False]])
+    assert held_out(every[:, 0], every[:, 1]).all()
+
+
 @pytest.mark.parametrize("length", [89, 90, 128, 1000, 3000])
 def test_a_context_holds_its_needles_where_it_says_and_asks_each_once(task, haystack, length):
     for context in contexts(task, haystack, length):

@@ -54,9 +54,10 @@ def doom(kind, moment):
     def steps(path, progress):
         return progress.step + (ONE.steps if path.parent.name == "two" else 0)
 
-    def half_a_file(state, beside):
-        save(state, beside)
-        os.truncate(beside, beside.stat().st_size // 2)
+    def half_a_file(state, file):
+        save(state, file)
+        file.flush()
+        os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
         die()
 
     def half_a_line(log, progress, row_tokens):

@@ -1,7 +1,9 @@
 """Checkpoints: read without unpickling, and refused with a remedy when they are damaged."""
 
+import errno
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,3 +96,15 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_no_rubbish(model, training
         save_checkpoint(trained, net, build_optimizers(net, training().optimizer, 1.0), Progress())
     assert trained.read_bytes() == before
     assert sorted(p.name for p in trained.parent.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_said_to_be_full_and_leaves_the_old_checkpoint(model, training, trained, monkeypatch):
+    before = trained.read_bytes()
+    full, net = Path("/dev/full").open("wb"), model()  # noqa: SIM115
+    monkeypatch.setattr(Path, "open", lambda path, mode: full)
+    with pytest.raises(OSError) as error:
+        save_checkpoint(trained, net, build_optimizers(net, training().optimizer, 1.0), Progress())
+    monkeypatch.undo()
+    assert error.value.errno == errno.ENOSPC
+    assert trained.read_bytes() == before

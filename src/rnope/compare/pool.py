@@ -73,7 +73,10 @@ class Pool:
         Raises:
             UserError: a worker was killed, as by the system when memory runs out.
         """
-        todo = {job.id: job for job in jobs if not self._found(job)}
+        todo: dict[str, Job] = {}
+        for job in jobs:  # arms may share jobs; the first to need one gives it its title
+            if not self._found(job):
+                todo.setdefault(job.id, job)
         if not todo:
             return
         context = multiprocessing.get_context("spawn")

@@ -51,7 +51,7 @@ def compare(recipe: Recipe, *, corpus: str | None, out: Path, workers: int, cons
     pool.run([job for trial in trials for job in (trial.train, trial.ask)])
     chosen = chosen_settings(recipe, trials, pool.results)
     arms = arm_jobs(recipe, chosen, data.digest)
-    pool.run(list({job.id: job for arm in arms for job in (*arm.training, *arm.questions)}.values()))
+    pool.run([job for arm in arms for job in (*arm.training, *arm.questions)])
 
     results = assemble(recipe, data, arms, trials, chosen, pool, command=command, seconds=time.time() - started)
     results.save(out / "results.json")

@@ -32,7 +32,7 @@ lint: $(READY)
 	$(BIN)mypy
 
 test: lint
-	$(BIN)python -m pytest -m "not slow and not gpu" -n 2
+	$(BIN)python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)python -m pytest -m "slow and not gpu"

@@ -13,8 +13,9 @@ import rnope
 from rnope import cli, recipes
 from rnope.compare import run as comparison
 from rnope.errors import UserError
+from rnope.files import write_text
 from rnope.model.spec import VARIANTS
-from rnope.results import VERSION, write_text
+from rnope.results import VERSION
 from rnope.testing import tiny_model
 from rnope.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 
@@ -248,7 +249,8 @@ def test_a_full_or_closed_disk(number, remedy, monkeypatch, rnope_, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("boom"), ValueError("boom"), OSError(errno.EIO, "boom"), EOFError("boom"), AssertionError("boom")]
+    "error",
+    [RuntimeError("boom"), ValueError("boom"), OSError(errno.EIO, "boom"), EOFError("boom"), AssertionError("boom")],
 )
 def test_our_own_fault_shows_where(error, monkeypatch, rnope_, tmp_path):
     fails_with(monkeypatch, error)

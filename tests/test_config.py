@@ -156,19 +156,31 @@ def test_overrides(small):
         ("a..b=1", "must be dotted.key=value"),
         ("name.x=1", "'name' is no table"),
         ("pairs.0.a=x", "pairs = {'0': {'a': 'x'}}: must be a list"),
-        ("stages.pretrian.steps=5", "--set stages.pretrian.steps = 'pretrian': no such stage. Did you mean 'pretrain'?"),
+        (
+            "stages.pretrian.steps=5",
+            "--set stages.pretrian.steps = 'pretrian': no such stage. Did you mean 'pretrain'?",
+        ),
         ("arms.hybird.seeds=[1]", "arms.hybird.stages = None"),
         ("sumary=x", "sumary = 'sumary': no such key. Did you mean 'summary'?"),
         ("stages.pretrain.stepz=5", "stages.pretrain.stepz = 'stepz': no such key. Did you mean 'steps'?"),
         ("stages.pretrain.steps=many", "stages.pretrain.steps = 'many': must be a whole number"),
         ("stages.pretrain.curriculum=[1.5]", "stages.pretrain.curriculum[0] = 1.5: must be a whole number"),
         ("arms.hybrid.stage.extend.steps=0", "arms.hybrid.stage.extend.steps = 0: must be at least 1"),
-        ("arms.hybrid.stage.extnd.steps=1", "arms.hybrid.stage.extnd = 'extnd': no such stage of this arm. Did you mean"),
-        ("arms.hybrid.variant=rnope-swe", "arms.hybrid.variant = 'rnope-swe': no such variant. Did you mean 'rnope-swa'?"),
+        (
+            "arms.hybrid.stage.extnd.steps=1",
+            "arms.hybrid.stage.extnd = 'extnd': no such stage of this arm. Did you mean",
+        ),
+        (
+            "arms.hybrid.variant=rnope-swe",
+            "arms.hybrid.variant = 'rnope-swe': no such variant. Did you mean 'rnope-swa'?",
+        ),
         ("arms.hybrid.varaint=rope", "arms.hybrid.varaint = 'varaint': no such key. Did you mean 'variant'?"),
         ("arms.hybrid.seeds=[]", "arms.hybrid.seeds = (): must be distinct"),
         ('arms.rope.stages=["pretrain", "pretrain"]', "arms.rope.stages = ['pretrain', 'pretrain']: must be distinct"),
-        ("needles.depths=9", "needles.depths = 9: arm 'rope' is asked at its longest context, 64 tokens, and that many need"),
+        (
+            "needles.depths=9",
+            "needles.depths = 9: arm 'rope' is asked at its longest context, 64 tokens, and that many need",
+        ),
         ("size=tinny", "size = 'tinny': no such size. Did you mean 'tiny'?"),
         ("model.widht=64", "model.widht = 'widht': no such key of a model. Did you mean 'width'?"),
         ("model.name=rope", "model.name = 'name': no such key of a model"),
@@ -182,7 +194,10 @@ def test_overrides(small):
         ("model.num_layers=60000", "model.num_layers = 60000: a recipe has at most 1024 layers"),
         ("model.kv_heads=3", "model.kv_heads = 3: must divide the number of query heads, 4. Use one of 1, 2, 4."),
         ("model.head_size=7", "model.head_size = 7: must be even where a layer is RoPE"),
-        ("model.init.embeding_std=1", "model.init.embeding_std = 'embeding_std': no such key. Did you mean 'embedding_std'?"),
+        (
+            "model.init.embeding_std=1",
+            "model.init.embeding_std = 'embeding_std': no such key. Did you mean 'embedding_std'?",
+        ),
         ("baseline=rop", "baseline = 'rop': no such arm. Did you mean 'rope'?"),
         ('needles.far_arms=["hybird"]', "needles.far_arms[0] = 'hybird': no such arm. Did you mean 'hybrid'?"),
         ('pairs=[{a = "rope", b = "ropes", claim = "x"}]', "pairs[0].b = 'ropes': no such arm. Did you mean 'rope'?"),
@@ -219,7 +234,10 @@ def test_a_name_may_not_leave_the_folder(small):
         ({"steps": 0}, "steps = 0: must be at least 1"),
         ({"steps": 2**40}, "steps = 1099511627776"),
         ({"batch_tokens": -64}, "batch_tokens = -64"),
-        ({"batch_tokens": 100}, "batch_tokens = 100: each of 1 micro-batches must be whole rows of 64 tokens. Use a mul"),
+        (
+            {"batch_tokens": 100},
+            "batch_tokens = 100: each of 1 micro-batches must be whole rows of 64 tokens. Use a mul",
+        ),
         ({"accumulate": 8}, "each of 8 micro-batches must be whole rows of 64 tokens. Use a multiple of 512."),
         ({"accumulate": 0}, "accumulate = 0"),
         ({"context_tokens": 16}, "context_tokens = 16: a row of needles has at least 20 tokens"),
@@ -280,7 +298,11 @@ def test_what_a_stage_tells():
         (Sweep, {"settings": []}, "settings = (): needs an entry. Write [[sweep.settings]]."),
         (Sweep, {"settings": [{"learning_rate": 0}]}, "settings[0].learning_rate = 0.0: must be a positive multiplier"),
         (Sweep, {"seed": -1}, "seed = -1"),
-        (Arm, {"name": "x", "variant": "rope", "summary": "", "stages": [], "seeds": [0]}, "stages = []: must be distinct"),
+        (
+            Arm,
+            {"name": "x", "variant": "rope", "summary": "", "stages": [], "seeds": [0]},
+            "stages = []: must be distinct",
+        ),
     ],
     ids=str,
 )
@@ -289,4 +311,6 @@ def test_each_rule_of_the_rest(cls, change, words):
 
 
 def test_shipped_recipes_are_the_files_of_the_package():
-    assert recipes.shipped() == sorted(p.name[:-5] for p in files("rnope.recipes").iterdir() if p.name.endswith(".toml"))
+    assert recipes.shipped() == sorted(
+        p.name[:-5] for p in files("rnope.recipes").iterdir() if p.name.endswith(".toml")
+    )

@@ -31,12 +31,40 @@ from rnope.strict import from_plain, to_plain
 
 NUMBERS = [0, -1, 1, 2, 3, 7, 1000, 60_000, 2**31, 2**40, 2**63, -(2**70), 10**400, 16**6000, True, False]
 NUMBERS += [0.0, -0.0, 0.5, 1e-300, 1e30, 1e308, -1e308, math.nan, math.inf, -math.inf]
-WORDS = ["", " ", "rope", "nope", "pretrain", "../../etc", "a/b", "a\nb", "\x1b[31m", "\x00", "\ud800", "θ", "é" * 300, "[/x]"]
+WORDS = [
+    "",
+    " ",
+    "rope",
+    "nope",
+    "pretrain",
+    "../../etc",
+    "a/b",
+    "a\nb",
+    "\x1b[31m",
+    "\x00",
+    "\ud800",
+    "θ",
+    "é" * 300,
+    "[/x]",
+]
 WORDS += ["x" * 20_000, "None", "1e4", "🦜"]
 DEEP: list[object] = []
 for _ in range(150):
     DEEP = [DEEP, {"a": 1}]
-REST = [None, [], {}, [1, "x", None], {"a": {"b": []}}, [[]], [{}], {"": 0}, {"\n": 1}, date(1979, 5, 27), DEEP, [0] * 2000]
+REST = [
+    None,
+    [],
+    {},
+    [1, "x", None],
+    {"a": {"b": []}},
+    [[]],
+    [{}],
+    {"": 0},
+    {"\n": 1},
+    date(1979, 5, 27),
+    DEEP,
+    [0] * 2000,
+]
 
 
 class Mutator:
@@ -66,7 +94,9 @@ class Mutator:
             else:
                 holder.append(value)
         elif act == "nudge" and isinstance(holder[key], int | float) and abs(holder[key]) < 1e300:
-            holder[key] = rng.choice([-holder[key], holder[key] + 1, holder[key] * 10**6, holder[key] / 2, str(holder[key])])
+            holder[key] = rng.choice(
+                [-holder[key], holder[key] + 1, holder[key] * 10**6, holder[key] / 2, str(holder[key])]
+            )
         elif act == "drop":
             del holder[key]
         elif act == "rename" and isinstance(holder, dict):
@@ -90,7 +120,9 @@ def _holders(value: object) -> typing.Iterator[typing.Any]:
 
 def typo(word: str, rng: random.Random) -> str:
     at = rng.randrange(len(word)) if word else 0
-    return rng.choice([word[:at] + word[at + 1 :], word[:at] + rng.choice(string.ascii_lowercase) + word[at:], word.upper()])
+    return rng.choice(
+        [word[:at] + word[at + 1 :], word[:at] + rng.choice(string.ascii_lowercase) + word[at:], word.upper()]
+    )
 
 
 def refusal(case: str, call: typing.Callable[[], object]) -> str | None:
@@ -119,7 +151,10 @@ def recipe_table(name: str) -> dict[str, typing.Any]:
         change.pop("base")
         stages = plain["stages"] | change["stages"]
         plain |= change | {"stages": stages, "needles": plain["needles"] | change["needles"]}
-    keep = {"cpu-demo": ("rope", "rope-extended", "rnope-swa"), "cpu-fair": ("rope", "rope-matched-tuned", "rnope-swa")}[name]
+    keep = {
+        "cpu-demo": ("rope", "rope-extended", "rnope-swa"),
+        "cpu-fair": ("rope", "rope-matched-tuned", "rnope-swa"),
+    }[name]
     plain["arms"] = {arm: plain["arms"][arm] for arm in keep}
     plain["pairs"] = [pair for pair in plain["pairs"] if {pair["a"], pair["b"]} <= set(keep)]
     return plain | {"seeds": [0]}
@@ -139,7 +174,19 @@ def test_spoilt_recipes(name, n):
 
 def test_spoilt_recipe_files(tmp_path):
     text = files("rnope.recipes").joinpath("cpu-demo.toml").read_text(encoding="utf-8")
-    bits = [*"=[]{}\"'#,.\n", "[[", "\x00", "é", "1_0", "0x" + "F" * 6000, "9" * 5000, "[" * 900, "nan", "inf", "[arms]"]
+    bits = [
+        *"=[]{}\"'#,.\n",
+        "[[",
+        "\x00",
+        "é",
+        "1_0",
+        "0x" + "F" * 6000,
+        "9" * 5000,
+        "[" * 900,
+        "nan",
+        "inf",
+        "[arms]",
+    ]
     bits += ["a.b.c = 1\n"]
 
     def case(i):
@@ -155,17 +202,40 @@ def test_spoilt_recipe_files(tmp_path):
 
 
 def test_spoilt_overrides():
-    keys = ["stages.pretrain.steps", "seeds", "model.window", "model", "arms.rope.stages", "arms.rope.model.theta", "scale.x"]
+    keys = [
+        "stages.pretrain.steps",
+        "seeds",
+        "model.window",
+        "model",
+        "arms.rope.stages",
+        "arms.rope.model.theta",
+        "scale.x",
+    ]
     keys += ["needles.depths", "stages.extend.theta", "optimizer.betas", "base", "arms", "pairs.0.a", "vocab_size"]
     keys += ["name", "", "."]
     values = ["", "1", "-1", "0", "nan", "inf", "1e400", "9" * 5000, "0x" + "F" * 5000, "[" * 900, "[]", "{}", "true"]
-    values += ["'", '"x"', "rope", "1979-05-27", "[1, 2]", "{a = 1}", "1\nb = 2", "\x00", "\ud800", "60000", "4.5", "é" * 90]
+    values += [
+        "'",
+        '"x"',
+        "rope",
+        "1979-05-27",
+        "[1, 2]",
+        "{a = 1}",
+        "1\nb = 2",
+        "\x00",
+        "\ud800",
+        "60000",
+        "4.5",
+        "é" * 90,
+    ]
 
     def case(i):
         rng = random.Random(i)
         key = rng.choice(keys)
         key = typo(key, rng) if rng.random() < 0.4 else key
-        return lambda: preview(recipes.load("cpu-demo", [f"{key}{rng.choice(['=', '=', '=', ' = ', ''])}{rng.choice(values)}"]))
+        return lambda: preview(
+            recipes.load("cpu-demo", [f"{key}{rng.choice(['=', '=', '=', ' = ', ''])}{rng.choice(values)}"])
+        )
 
     assert refused_share(800, case) > 0.6
 

@@ -20,7 +20,9 @@ _TAKEN = {"data", "figures", "jobs", "stages", "report.html", "report.md", "resu
 def _check_name(value: str) -> None:
     """Names become names of files."""
     ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value) is not None and value not in _TAKEN
-    rule = "names a file or folder: at most 64 letters, digits, '.', '_' and '-', and none that a comparison writes itself"
+    rule = (
+        "names a file or folder: at most 64 letters, digits, '.', '_' and '-', and none that a comparison writes itself"
+    )
     check("name", value, ok, rule, "Choose another name.")
 
 
@@ -205,7 +207,9 @@ class Needles:
             lengths = getattr(self, name)
             check(name, lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave out the repetition.")
             for value in lengths:
-                rule = f"{self.depths} needles and their questions need {self.least_tokens} tokens, and 2^31 are too many"
+                rule = (
+                    f"{self.depths} needles and their questions need {self.least_tokens} tokens, and 2^31 are too many"
+                )
                 check(name, value, self.least_tokens <= value < 2**31, rule, "Use another length.")
         check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
 
@@ -303,7 +307,13 @@ class Recipe:
             check("needles.depths", self.needles.depths, least <= longest, rule, "Use fewer depths or longer contexts.")
         for value in self.attention_tokens:
             ok = 20 <= value < 2**31
-            check("attention_tokens", value, ok, "a needle and its question need 20 tokens, and 2^31 are too many", "Use 256.")
+            check(
+                "attention_tokens",
+                value,
+                ok,
+                "a needle and its question need 20 tokens, and 2^31 are too many",
+                "Use 256.",
+            )
         lengths = self.attention_tokens
         check("attention_tokens", lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave one out.")
         samples = self.attention_samples

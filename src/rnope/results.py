@@ -4,12 +4,12 @@
 """
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rnope.errors import ConfigError, UserError, shown
+from rnope.files import write_text
 from rnope.strict import from_plain, to_plain
 
 VERSION = 1
@@ -169,7 +169,7 @@ class PairedDifference:
     seed: int
     context_tokens: int
     multiple: int
-    """`context_tokens` over the trained length of `a`."""
+    """`context_tokens` over the longer of the two trained lengths."""
     difference: float
     """Score of `a` minus score of `b`, 0 … 10 scale."""
     low: float
@@ -242,14 +242,3 @@ class Results:
             return from_plain(cls, data)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.field}", error.value, error.rule, error.remedy) from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` beside and rename, so that a reader sees the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -79,7 +79,11 @@ def _value(hint: Any, value: object, path: str) -> Any:
         return float(value)
     if hint is Any:
         return value
-    if hint in _SCALARS and type(value) is hint and not (hint is float and not math.isfinite(typing.cast(float, value))):
+    if (
+        hint in _SCALARS
+        and type(value) is hint
+        and not (hint is float and not math.isfinite(typing.cast(float, value)))
+    ):
         if hint is int and abs(typing.cast(int, value)) >= 2**63:
             raise ConfigError(path, value, "must fit in 64 bits", "Use a smaller number.")
         return value

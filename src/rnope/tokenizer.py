@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rnope.errors import ConfigError, UserError
-from rnope.results import write_text
+from rnope.files import write_text
 
 BOS, EOS, PAD = "<BOS_TOKEN>", "<EOS_TOKEN>", "<PAD>"
 
@@ -41,7 +41,9 @@ class Tokenizer:
         """
         least = 256 + len((PAD, BOS, EOS))
         if vocab_size < least:
-            raise ConfigError("vocab_size", vocab_size, f"bytes and special tokens alone are {least}", "Use at least 1024.")
+            raise ConfigError(
+                "vocab_size", vocab_size, f"bytes and special tokens alone are {least}", "Use at least 1024."
+            )
         backend = Backend(models.BPE())
         backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -83,7 +85,9 @@ class Tokenizer:
         try:
             return cls(Backend.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path}: no tokenizer can be read ({error}). Give a folder with a tokenizer.json.") from None
+            raise UserError(
+                f"{path}: no tokenizer can be read ({error}). Give a folder with a tokenizer.json."
+            ) from None
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``."""

@@ -100,9 +100,7 @@ def test_probabilities_are_the_rows_of_the_whole_matrix(variant):
 
 
 def test_segments_are_where_they_should_be(prompts):
-    context = prompts.task.context(
-        np.random.default_rng(0), prompts.haystack, context_tokens=200, depths=[0.5]
-    )
+    context = prompts.task.context(np.random.default_rng(0), prompts.haystack, context_tokens=200, depths=[0.5])
     (span,) = context.spans
     segment = segment_ids(context, span, 196)
     for at in range(200):
@@ -172,9 +170,7 @@ def test_the_widest_window_of_a_kind_decides(prompts):
 def test_another_seed_of_the_prompts_gives_other_samples(prompts):
     model = tiny_model("nope", vocab_size=VOCAB)
     other = replace(prompts, settings=Needles(seed=3))
-    a, b = (
-        attention_mass(model, p, arm="a", seed=0, context_tokens=64, samples=2)[0].mass for p in (prompts, other)
-    )
+    a, b = (attention_mass(model, p, arm="a", seed=0, context_tokens=64, samples=2)[0].mass for p in (prompts, other))
     again = attention_mass(model, prompts, arm="a", seed=0, context_tokens=64, samples=2)[0].mass
     assert a == again != b
 

@@ -195,6 +195,9 @@ def test_a_preview_says_what_would_be_done(recipe):
     for arm in made.arms:
         assert arm.name in text and arm.summary in text
     assert "θ 1,000,000" in text and "24 steps of 128 tokens" in text and "1× is 256 tokens" in text
-    assert f"comparison: {len({j.id for jobs in plan(made).values() for j in (*jobs.training, *jobs.questions)})} jobs" in text
+    assert (
+        f"comparison: {len({j.id for jobs in plan(made).values() for j in (*jobs.training, *jobs.questions)})} jobs"
+        in text
+    )
     assert "3.75 GiB" not in text and recipes.shipped()
     assert "8,028,033,024 parameters" in describe("rope", "8b")

@@ -123,7 +123,9 @@ def test_run_again_it_computes_nothing(done, place, again):
 def test_a_sweep_comes_first_and_every_trial_is_recorded(place, recipe, again, done):
     results, _ = again(place, place.root / "swept", recipe())
     trials = {(t.arm, t.setting): t for t in results.trials}
-    assert set(trials) == {(arm, f"rates × {rate}") for arm in ("rope", "rnope-swa", "swa-rope") for rate in ("1", "0.5")}
+    assert set(trials) == {
+        (arm, f"rates × {rate}") for arm in ("rope", "rnope-swa", "swa-rope") for rate in ("1", "0.5")
+    }
     assert sum(t.chosen for t in results.trials) == 3 and {t.seed for t in results.trials} == {100}
     chosen = {t.arm: t.setting for t in results.trials if t.chosen}
     for found in results.models:

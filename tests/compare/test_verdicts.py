@@ -39,7 +39,9 @@ def model(arm, seed, trained):
 def results_of(recipe, shares, attention=()):
     """Results in which (arm, seed, length) was answered with that share."""
     trained = {arm.name: arm.trained_tokens for arm in recipe.arms}
-    needles = [row(arm, seed, length, drawn(share, f"{arm} {seed} {length}")) for (arm, seed, length), share in shares.items()]
+    needles = [
+        row(arm, seed, length, drawn(share, f"{arm} {seed} {length}")) for (arm, seed, length), share in shares.items()
+    ]
     return Results(
         recipe={}, scale={}, provenance={}, arms=dict.fromkeys(trained, ""), learning=(), trials=(), verdicts=(),
         models=tuple(model(arm, seed, trained[arm]) for arm, seed in dict.fromkeys(key[:2] for key in shares)),
@@ -123,7 +125,10 @@ def test_a_pair_is_not_shown_where_one_endpoint_of_one_seed_is_missed(two):
     equal = shares() | {("rope", 1, 2048): 1.0}
     assert verdict(two, results_of(two, equal), "outlasts")[0] == "not shown"
     assert verdict(two, results_of(two, shares(rope=(1.0, 1.0, 0.1))), "outlasts")[0] == "not shown"
-    assert verdict(two, results_of(two, shares(hybrid=(1.0, 0.1, 0.1), rope=(1.0, 0.6, 0.6))), "outlasts")[0] == "not shown"
+    assert (
+        verdict(two, results_of(two, shares(hybrid=(1.0, 0.1, 0.1), rope=(1.0, 0.6, 0.6))), "outlasts")[0]
+        == "not shown"
+    )
 
 
 @pytest.mark.parametrize("side", ["rope", "rnope-swa"])
@@ -156,7 +161,9 @@ def test_an_arm_holds_where_the_lower_bound_does_at_every_length_and_seed(two):
     # 211 of 220 is 9.59, and its lower bound 9.24.
     one = results_of(two, shares())
     worse = tuple(
-        row("rnope-swa", 1, 256, [11] * 11 + [10] * 9) if (r.arm, r.seed, r.context_tokens) == ("rnope-swa", 1, 256) else r
+        row("rnope-swa", 1, 256, [11] * 11 + [10] * 9)
+        if (r.arm, r.seed, r.context_tokens) == ("rnope-swa", 1, 256)
+        else r
         for r in one.needles
     )
     found, because = verdict(two, replace(one, needles=worse), start)

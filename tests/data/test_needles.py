@@ -43,9 +43,7 @@ def units(task, line):
 
 @pytest.mark.parametrize(("row_tokens", "facts", "dense"), SHAPES)
 def test_a_training_row_asks_only_what_it_has_stated(task, text, row_tokens, facts, dense):
-    batch = task.training_rows(
-        np.random.default_rng(3), text, rows=40, row_tokens=row_tokens, facts=facts, dense=dense
-    )
+    batch = task.training_rows(np.random.default_rng(3), text, rows=40, row_tokens=row_tokens, facts=facts, dense=dense)
     assert batch.ids.shape == batch.answers.shape == (40, row_tokens)
     assert (batch.ids[:, 0] == task.bos).all() and (batch.ids[:, 1:] != task.bos).all()
     most = min(facts[1], (row_tokens - 1) // (2 * UNIT_TOKENS))
@@ -250,9 +248,7 @@ def test_no_pair_that_is_asked_for_was_ever_trained(prepared):
         rows, at = np.nonzero(batch.answers)
         trained |= set(zip(batch.ids[rows, at].tolist(), batch.ids[rows, at + 1].tolist(), strict=True))
     assert len(trained) > 1000
-    prompts = Prompts(
-        task=task, haystack=Haystack(prepared.documents("eval")), settings=Needles(depths=11, contexts=8)
-    )
+    prompts = Prompts(task=task, haystack=Haystack(prepared.documents("eval")), settings=Needles(depths=11, contexts=8))
     asked = set()
     for row in ROWS:
         for index in range(8):

@@ -1,13 +1,13 @@
 """A corpus made ready: once, whole or not at all, and refused when it is too small for the rows."""
 
 import json
+import os
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rnope.data import prepare as module
 from rnope.data.corpus import read_corpus
 from rnope.data.prepare import SPLITS, prepare
 from rnope.errors import ConfigError
@@ -83,7 +83,7 @@ def test_killed_half_way_it_leaves_nothing(error, where, corpus, folder, monkeyp
         (save if len(calls) == 1 else fail)(*arguments, **arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((np, "savez", second_fails) if where == "savez" else (module.os, "replace", fail)))
+        patch.setattr(*((np, "savez", second_fails) if where == "savez" else (os, "replace", fail)))
         with pytest.raises(error if isinstance(error, type) else type(error)):
             made(corpus, folder)
     assert list(folder.iterdir()) == []

@@ -149,9 +149,7 @@ def test_batches_change_no_answer(task, prompts, monkeypatch):
         monkeypatch.setattr(needles, "BATCH_TOKENS", tokens)
         assert answers(model, gold) == [[True] * 6] * 7
         oracle = Oracle(task)
-        row = needle_row(
-            oracle, prompts, arm="a", seed=0, row="standard", context_tokens=128, tick=ticks.append
-        )
+        row = needle_row(oracle, prompts, arm="a", seed=0, row="standard", context_tokens=128, tick=ticks.append)
         assert row.hits == 72 and sum(oracle.asked) == 12 and max(oracle.asked) <= max(1, tokens // 128)
     assert sum(ticks) == 4 * 12
 

@@ -37,9 +37,7 @@ def training(task, text):
     """Makes what a stage is run on: ``training(**optimizer)``."""
 
     def make(seed=0, learning_rate=1.0, **optimizer):
-        return Training(
-            task=task, text=text, optimizer=Optimizer(**optimizer), learning_rate=learning_rate, seed=seed
-        )
+        return Training(task=task, text=text, optimizer=Optimizer(**optimizer), learning_rate=learning_rate, seed=seed)
 
     return make
 

@@ -196,9 +196,7 @@ def steps_counted(path):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_the_next_stage_takes_over_weights_and_keeps_or_resets_the_optimizer(
-    model, training, stage, tmp_path, name
-):
+def test_the_next_stage_takes_over_weights_and_keeps_or_resets_the_optimizer(model, training, stage, tmp_path, name):
     what, one = training(name=name), tmp_path / "one"
     run_stage(model(), stage(steps=3), what, one)
     first = load_checkpoint(one / "checkpoint.pt")
@@ -236,7 +234,9 @@ def test_the_logs_last_line_is_the_last_step(model, training, stage, tmp_path):
 def test_every_variant_sees_the_same_rows_at_every_step(model, training, stage, tmp_path, monkeypatch):
     seen = []
     real = loop._loss
-    monkeypatch.setattr(loop, "_loss", lambda net, batch, rng, plan: (seen.append(batch.ids), real(net, batch, rng, plan))[1])
+    monkeypatch.setattr(
+        loop, "_loss", lambda net, batch, rng, plan: (seen.append(batch.ids), real(net, batch, rng, plan))[1]
+    )
     for variant in ("rope", "rnope-swa", "qk-norm"):
         run_stage(model(variant), stage(steps=2, accumulate=2), training(), tmp_path / variant)
     assert len(seen) == 12

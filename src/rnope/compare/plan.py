@@ -115,7 +115,9 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: s
     return jobs
 
 
-def ask_job(recipe: Recipe, arm: Arm, seed: int, needs: str, row: str, context_tokens: int, *, dev: bool = False) -> Job:
+def ask_job(
+    recipe: Recipe, arm: Arm, seed: int, needs: str, row: str, context_tokens: int, *, dev: bool = False
+) -> Job:
     """Needles of one row and length; with `dev`, those that choices are made by: other documents, and another seed."""
     needles = replace(recipe.needles, seed=recipe.needles.seed ^ DEV_SEED) if dev else recipe.needles
     work = Ask(
@@ -221,8 +223,6 @@ def arm_jobs(recipe: Recipe, settings: Mapping[str, Setting], data: str) -> list
             asks.append(ask_job(recipe, arm, seed, last, "needle-only", arm.trained_tokens))
             looks = [look_job(recipe, arm, seed, last, length) for length in recipe.attention_tokens]
             found.append(
-                ArmJobs(
-                    arm=arm, seed=seed, setting=setting, training=tuple(training), questions=(*asks, *looks)
-                )
+                ArmJobs(arm=arm, seed=seed, setting=setting, training=tuple(training), questions=(*asks, *looks))
             )
     return found

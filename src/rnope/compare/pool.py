@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rnope.compare.plan import Job
 from rnope.compare.work import Place, perform
 from rnope.errors import UserError
-from rnope.results import write_text
+from rnope.files import write_text
 
 _ticks: Any = None
 

@@ -24,6 +24,7 @@ from rnope.compare.work import Place, chain_config
 from rnope.config import Recipe, Setting
 from rnope.data.prepare import Prepared, prepare
 from rnope.errors import UserError
+from rnope.files import beside
 from rnope.model.accounting import cache_bytes, parameters, prefill_flops
 from rnope.report import write_report
 from rnope.results import MassRow, Model, NeedleRow, Point, Results, StageRun, Trial
@@ -143,7 +144,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown processor"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
+    )
 
 
 def _busy_seconds(out: Path) -> float:
@@ -162,7 +165,8 @@ def _model(recipe: Recipe, arm: ArmJobs, pool: Pool) -> Model:
     lengths = sorted({*recipe.needles.context_tokens, *recipe.needles.far_tokens, arm.arm.trained_tokens})
     source = pool.place.stage(last.id) / "model"
     target = pool.place.out / arm.arm.name / f"seed-{arm.seed}" / "model"
-    _put(source, target)
+    with beside(target) as place:
+        shutil.copytree(source, place)
     return Model(
         arm=arm.arm.name,
         variant=arm.arm.variant,
@@ -177,17 +181,6 @@ def _model(recipe: Recipe, arm: ArmJobs, pool: Pool) -> Model:
         folder=str(target.relative_to(pool.place.out)),
         model_type=json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"],
     )
-
-
-def _put(source: Path, target: Path) -> None:
-    """Copy a folder to `target`, beside and renamed."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        shutil.copytree(source, beside)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _learning(arm: ArmJobs, pool: Pool) -> list[Point]:
@@ -216,6 +209,7 @@ def _trials(trials: Sequence[TrialJobs], chosen: Mapping[str, Setting], pool: Po
     found = []
     for trial in trials:
         run, asked = pool.results[trial.train.id]["run"], pool.results[trial.ask.id]
+        stage = trial.arm.stages[0]
         found.append(
             Trial(
                 arm=trial.arm.name,
@@ -223,7 +217,7 @@ def _trials(trials: Sequence[TrialJobs], chosen: Mapping[str, Setting], pool: Po
                 setting=str(trial.setting),
                 score=asked["score"],
                 accuracy=run["accuracy"],
-                steps_to_full_context=run["promotions"].get(str(trial.arm.stages[0].context_tokens)),
+                steps_to_full_context=run["promotions"].get(str(stage.context_tokens)) if stage.curriculum else 0,
                 chosen=chosen[trial.subject] == trial.setting,
             )
         )

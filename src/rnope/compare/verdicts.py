@@ -61,7 +61,11 @@ def judge(recipe: Recipe, results: Results) -> tuple[Verdict, ...]:
     baseline = recipe.baseline
     return (
         *(_pair(recipe, results, pair.a, pair.b, pair.claim) for pair in recipe.pairs),
-        *(_holds(recipe, results, name, recipe.needles.context_tokens) for name in far if recipe.needles.context_tokens),
+        *(
+            _holds(recipe, results, name, recipe.needles.context_tokens)
+            for name in far
+            if recipe.needles.context_tokens
+        ),
         *(_holds(recipe, results, name, recipe.needles.far_tokens) for name in far if recipe.needles.far_tokens),
         *(_needle_mass(results, name, baseline) for name in far if recipe.attention_tokens),
         *(_cache(recipe, name, baseline) for name in far),
@@ -91,7 +95,9 @@ def _pair(recipe: Recipe, results: Results, a: str, b: str, claim: str) -> Verdi
         return _verdict(claim, rule, (a, b), None, "at no seed did both sides learn the task at their trained length")
     if len(found) < len(PRIMARY) * len(seeds):
         return _verdict(claim, rule, (a, b), None, f"{multiples} were not measured for both sides")
-    said = "; ".join(f"seed {d.seed} at {d.multiple}×: {d.difference:+.2f} ({d.low:+.2f} … {d.high:+.2f})" for d in found)
+    said = "; ".join(
+        f"seed {d.seed} at {d.multiple}×: {d.difference:+.2f} ({d.low:+.2f} … {d.high:+.2f})" for d in found
+    )
     return _verdict(claim, rule, (a, b), all(d.low > 0 for d in found), said)
 
 

@@ -103,7 +103,9 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) is not None)
     if not path.is_file():
-        raise ConfigError("corpus", str(path), "does not exist", "Give a file or a folder, or none for the built-in text.")
+        raise ConfigError(
+            "corpus", str(path), "does not exist", "Give a file or a folder, or none for the built-in text."
+        )
     if _kind(path) is None:
         raise ConfigError("corpus", str(path), "is of no known kind", "Use .txt, .md, .rst, .jsonl or .jsonl.gz.")
     return [path]
@@ -119,7 +121,9 @@ def _from_file(path: Path) -> Iterator[Document]:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ConfigError("corpus", str(path), f"cannot be read ({error})", "Give UTF-8 text, or leave it out.") from None
+        raise ConfigError(
+            "corpus", str(path), f"cannot be read ({error})", "Give UTF-8 text, or leave it out."
+        ) from None
     if _kind(path) == "text":
         yield Document(source=path.name, text=text)
         return
@@ -132,7 +136,10 @@ def _from_file(path: Path) -> Iterator[Document]:
             document = None
         if not isinstance(document, str):
             raise ConfigError(
-                "corpus", f"{path}:{number}", "is no JSON object with a string `text`", 'Write {"text": "..."} per line.'
+                "corpus",
+                f"{path}:{number}",
+                "is no JSON object with a string `text`",
+                'Write {"text": "..."} per line.',
             )
         # JSON can spell half a surrogate pair, which is no text.
         whole = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

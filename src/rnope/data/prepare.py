@@ -1,8 +1,6 @@
 """A corpus made ready once and kept: its tokenizer, and the tokens of each split."""
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 from rnope.data.corpus import Split, digest, read_corpus
 from rnope.data.needles import WORDS, Ids
 from rnope.errors import ConfigError
+from rnope.files import beside, write_text
 from rnope.tokenizer import Tokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "eval")
@@ -65,23 +64,17 @@ def prepare(corpus: str | None, *, vocab_size: int, folder: Path, least_tokens: 
                     "Use more documents: one file, or one line of .jsonl, is one document.",
                 )
         tokenizer = Tokenizer.train(texts["train"], vocab_size=vocab_size, whole_words=WORDS)
-        beside = folder / f".{place.name}.{os.getpid()}.tmp"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
+        with beside(place) as fresh:
+            fresh.mkdir()
             counts = {}
             for split, held in texts.items():
                 encoded = tokenizer.encode_batch(held)
                 lengths = [len(ids) for ids in encoded]
                 flat = np.array([i for ids in encoded for i in ids], dtype=np.int32)
-                np.savez(beside / f"{split}.npz", ids=flat, lengths=np.array(lengths))
+                np.savez(fresh / f"{split}.npz", ids=flat, lengths=np.array(lengths))
                 counts[split] = sum(lengths)
-            tokenizer.save(beside)
-            (beside / "data.json").write_text(json.dumps(counts), encoding="utf-8")
-            shutil.rmtree(place, ignore_errors=True)
-            os.replace(beside, place)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            tokenizer.save(fresh)
+            write_text(fresh / "data.json", json.dumps(counts))
     tokens = json.loads((place / "data.json").read_text(encoding="utf-8"))
     for split in ("train", "dev"):
         if tokens[split] <= least_tokens:

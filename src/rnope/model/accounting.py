@@ -14,9 +14,7 @@ def parameters(config: ModelConfig) -> int:
     layer = 2 * query + 2 * key + 3 * config.width * config.ffn_width + config.width
     qk_norm = (config.heads + config.kv_heads) * config.head_size
     return (
-        config.vocab_size * config.width
-        + sum(layer + qk_norm * spec.qk_norm for spec in config.layers)
-        + config.width
+        config.vocab_size * config.width + sum(layer + qk_norm * spec.qk_norm for spec in config.layers) + config.width
     )
 
 

@@ -31,7 +31,9 @@ class LayerSpec:
         if self.position not in ("rope", "nope"):
             raise unknown("position", self.position, "position", ("rope", "nope"))
         if self.position == "rope" and (self.theta is None or not 1 < self.theta < 1e30):
-            raise ConfigError("theta", self.theta, "a RoPE layer needs a base above 1", "The paper pretrains with 10000.")
+            raise ConfigError(
+                "theta", self.theta, "a RoPE layer needs a base above 1", "The paper pretrains with 10000."
+            )
         if self.position == "nope" and self.theta is not None:
             raise ConfigError("theta", self.theta, "a NoPE layer has no rotation", "Leave theta out.")
         if self.window is not None and self.window < 1:
@@ -96,7 +98,9 @@ class ModelConfig:
             raise ConfigError("layers", [], "a model needs at least one layer", "Add a layer.")
         for name in ("width", "heads", "kv_heads", "head_size", "ffn_width", "vocab_size"):
             if not 1 <= getattr(self, name) < 2**31:
-                raise ConfigError(name, getattr(self, name), "must lie in 1 … 2^31", "See `rnope show 8b` for an example.")
+                raise ConfigError(
+                    name, getattr(self, name), "must lie in 1 … 2^31", "See `rnope show 8b` for an example."
+                )
         if self.heads % self.kv_heads:
             raise ConfigError(
                 "kv_heads",
@@ -106,10 +110,15 @@ class ModelConfig:
             )
         if self.head_size % 2 and any(layer.position == "rope" for layer in self.layers):
             raise ConfigError(
-                "head_size", self.head_size, "must be even where a layer is RoPE, which rotates pairs", "Add or take one."
+                "head_size",
+                self.head_size,
+                "must be even where a layer is RoPE, which rotates pairs",
+                "Add or take one.",
             )
         if not 0 < self.logit_scale < 1e6 or not 0 < self.norm_eps < 1:
-            raise ConfigError("logit_scale, norm_eps", (self.logit_scale, self.norm_eps), "must be positive", "See size 8b.")
+            raise ConfigError(
+                "logit_scale, norm_eps", (self.logit_scale, self.norm_eps), "must be positive", "See size 8b."
+            )
 
     @classmethod
     def variant(cls, name: str, size: str = "8b", **overrides: Any) -> "ModelConfig":
@@ -215,12 +224,18 @@ VARIANTS: dict[str, Variant] = {
     "rnope-100k": Variant(group=("nope", "rope"), theta=1e5, summary="RNoPE fine-tuned with θ 100,000"),
     "rnope-2m": Variant(group=("nope", "rope"), theta=2e6, summary="RNoPE fine-tuned with θ 2 million"),
     "rnope-4m": Variant(group=("nope", "rope"), theta=4e6, summary="RNoPE fine-tuned with θ 4 million"),
-    "rnope-10k-swa": Variant(group=("nope", "swa"), window_ratio=2, summary="RNoPE-10k with its RoPE layers in a window"),
+    "rnope-10k-swa": Variant(
+        group=("nope", "swa"), window_ratio=2, summary="RNoPE-10k with its RoPE layers in a window"
+    ),
     "rnope-swa": Variant(group=("swa", "swa", "swa", "nope"), summary="three windowed RoPE layers, then one full NoPE"),
     "rnope-swa-1to1": Variant(group=("swa", "nope"), summary="RNoPE-SWA with one windowed layer to a full one"),
-    "rnope-swa-1to7": Variant(group=("swa",) * 7 + ("nope",), summary="RNoPE-SWA with seven windowed layers to a full one"),
+    "rnope-swa-1to7": Variant(
+        group=("swa",) * 7 + ("nope",), summary="RNoPE-SWA with seven windowed layers to a full one"
+    ),
     "rnope-swa-full-first": Variant(group=("nope", "swa", "swa", "swa"), summary="RNoPE-SWA, its full layer first"),
-    "swa-rope": Variant(group=("swa", "swa", "swa", "rope"), summary="control: RNoPE-SWA's windows, RoPE in the full layer"),
+    "swa-rope": Variant(
+        group=("swa", "swa", "swa", "rope"), summary="control: RNoPE-SWA's windows, RoPE in the full layer"
+    ),
     "swa-only": Variant(group=("swa",), summary="control: every layer windowed"),
     "rnope-1to3": Variant(group=("rope", "rope", "rope", "nope"), summary="control: RNoPE-SWA's ratio without windows"),
 }

@@ -2,13 +2,13 @@
 nothing but who may be compared with whom (`gate`).
 """
 
-import os
 from pathlib import Path
 
+from rnope.files import beside, write_text
 from rnope.report.figures import FIGURES, draw_all
 from rnope.report.gate import Gate
 from rnope.report.page import render
-from rnope.results import Results, write_text
+from rnope.results import Results
 
 __all__ = ["write_report"]
 
@@ -25,24 +25,15 @@ def write_report(results: Results, out: Path) -> list[Path]:
     figures = draw_all(gate)
     page, markdown = render(gate, figures)
     folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     written = [out / "report.html", out / "report.md"]
     for name in FIGURES:
         path = folder / f"{name}.png"
         if name in figures:
-            _write_bytes(path, figures[name])
+            with beside(path) as place:
+                place.write_bytes(figures[name])
             written.append(path)
         else:
             path.unlink(missing_ok=True)
     write_text(written[0], page)
     write_text(written[1], markdown)
     return written
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

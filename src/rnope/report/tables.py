@@ -96,7 +96,7 @@ def differences(gate: Gate) -> Table | None:
         rows.append(line)
     note = (
         "First arm minus second on the same contexts, then the 95 % bootstrap interval over contexts and the length in "
-        "multiples of the first arm's trained length. The primary endpoints, named in advance, are 2× and 16×."
+        "multiples of the longer of the two trained lengths. The primary endpoints, named in advance, are 2× and 16×."
     )
     return table("Paired differences in score", ["pair", *(words.tokens(n) for n in lengths)], rows, note)
 

@@ -3,7 +3,6 @@
 Read with ``weights_only``: nothing is unpickled.
 """
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from rnope.errors import UserError
+from rnope.files import beside
 from rnope.model.decoder import Decoder
 
 
@@ -40,7 +40,6 @@ class Progress:
 
 def save_checkpoint(path: Path, model: Decoder, optimizers: list[Optimizer], progress: Progress) -> None:
     """Write everything to `path`, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     state = {
         "format": 1,
         "model": model.state_dict(),
@@ -48,15 +47,12 @@ def save_checkpoint(path: Path, model: Decoder, optimizers: list[Optimizer], pro
         "progress": {name: getattr(progress, name) for name in Progress.__dataclass_fields__},
     }
     try:
-        with beside.open("wb") as file:
+        with beside(path) as place, place.open("wb") as file:
             torch.save(state, file)
-        os.replace(beside, path)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):  # torch's writer hides a full disk behind an error of its own
             raise error.__context__ from None
         raise
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

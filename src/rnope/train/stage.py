@@ -6,6 +6,7 @@ one would have seen, and every variant sees the same.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -71,8 +72,6 @@ def run_stage(
     """
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / "checkpoint.pt"
-    for rubbish in folder.glob(".checkpoint.pt.*.tmp"):  # of a run that was killed while it wrote
-        rubbish.unlink()
     optimizers = build_optimizers(model, training.optimizer, training.learning_rate)
     progress = Progress()
     if own.exists():
@@ -94,7 +93,8 @@ def run_stage(
         loss, accuracy = _step(model, optimizers, stage, training, progress, row_tokens)
         progress.step += 1
         progress.phase_steps += 1
-        progress.loss = loss
+        if math.isfinite(loss):  # such a step was left out and counted as skipped
+            progress.loss = loss
         smooth = 0.9 if progress.phase_steps > 1 else 0.0
         progress.running = smooth * progress.running + (1 - smooth) * accuracy
         if progress.step % LOG_STEPS == 0 or progress.step == stage.steps:

@@ -1,0 +1,38 @@
+"""Files and folders that a reader sees old or new, whole: written beside their place and renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A place to write a file or folder that takes the place of `path` when the block ends well.
+
+    When it does not, nothing of it is left; what a killed process left is overwritten by the next one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.with_name(f".{path.name}.tmp")
+    _remove(place)
+    try:
+        yield place
+        if place.is_dir():
+            _remove(path)  # a folder cannot be renamed over one that holds something
+        os.replace(place, path)
+    finally:
+        _remove(place)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`."""
+    with beside(path) as place:
+        place.write_text(text, encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ test: lint
 test-slow: $(READY)
 	$(BIN)python -m pytest -m "slow and not gpu"
 
-# Plain `torch` would fetch gigabytes of CUDA where only a CPU is at hand; this release has a CPU build.
+# torch first and exact, so that pip's own settings (an index of CPU builds, a folder of wheels) decide which build it is.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)

@@ -7,21 +7,27 @@ from rnope.report import paper, records, tables, words
 from rnope.report.blocks import Block, Items, Listing, Picture, Section, Text
 from rnope.report.gate import THRESHOLD, Gate, arms
 
+QUOTED = 4
+"""As many claims are quoted in the first sentence; of more, the first."""
+
 
 def answer(gate: Gate) -> str:
     """One sentence: which claims were shown, which not, which could not be tested."""
     verdicts = gate.verdicts()
     if not verdicts:
         return "No claim was judged in this run; what was measured follows."
+    few = len(verdicts) <= QUOTED
     parts = []
     for verdict, text in (
         ("shown", "shown at this scale"), ("not shown", "not shown"), ("not testable", "not testable at this scale")
     ):  # fmt: skip
         claims = [f"“{v.claim.rstrip('. ')}”" for v in verdicts if v.verdict == verdict]
         if claims:
-            parts.append(f"{len(claims)} {'is' if len(claims) == 1 else 'are'} {text} ({', '.join(claims)})")
+            quoted = f" ({', '.join(claims)})" if few else ""
+            parts.append(f"{len(claims)} {'is' if len(claims) == 1 else 'are'} {text}{quoted}")
     total = f"Of {len(verdicts)} claims" if len(verdicts) > 1 else "Of one claim"
-    return f"{total}, judged by rules fixed before the run, {words.listed(parts)}."
+    first = "" if few else f" The first, “{verdicts[0].claim.rstrip('. ')}”: {verdicts[0].verdict}."
+    return f"{total}, judged by rules fixed before the run, {words.listed(parts)}.{first}"
 
 
 def sections(gate: Gate, figures: Collection[str]) -> tuple[Section, ...]:

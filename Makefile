@@ -15,13 +15,10 @@ RUN := PYTHONPATH=src $(PYTHON) -m rnope
 READY :=
 endif
 
-.PHONY: demo far fair test test-slow lint clean
+.PHONY: demo fair test test-slow lint clean
 
 demo: $(READY)  ## the comparison on two CPU cores, about ten minutes
 	$(RUN) compare cpu-demo --out $(OUT)/cpu-demo
-
-far: $(READY)  ## the demo, its hybrid asked at 262,144 tokens at every seed
-	$(RUN) compare cpu-demo --out $(OUT)/cpu-demo --set needles.far_seeds=[]
 
 fair: $(READY)  ## every variant, three seeds, swept alike: about an hour
 	$(RUN) compare cpu-fair --out $(OUT)/cpu-fair

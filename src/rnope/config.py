@@ -194,7 +194,6 @@ class Needles:
     far_tokens: tuple[int, ...] = ()
     """Further lengths, for `far_arms` only."""
     far_arms: tuple[str, ...] = ()
-    far_seeds: tuple[int, ...] = ()
     control_tokens: tuple[int, ...] = ()
     """Lengths of the rows without needles, and of the row with keys never seen in training."""
     seed: int = 20250130

@@ -215,7 +215,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write beside and rename."""
-        write_text(path, json.dumps(to_plain(self), indent=1))
+        write_text(path, json.dumps(to_plain(self), ensure_ascii=False, separators=(",", ":")))
 
     @classmethod
     def load(cls, path: Path) -> "Results":

@@ -38,7 +38,7 @@ def test_arms_that_begin_alike_share_the_stages_that_are_alike(recipe):
 
 def test_arms_that_are_alike_in_all_but_their_name_share_everything(recipe):
     twin = {"variant": "rope", "summary": "the same again", "stages": ["pretrain"]}
-    jobs = plan(recipe(("arms", "twin", twin)))
+    jobs = plan(recipe(("arms", "twin", twin), ("pairs", [])))
     assert training_ids(jobs)["twin"] == training_ids(jobs)["rope"]
     assert [job.id for job in jobs["twin"].questions] == [job.id for job in jobs["rope"].questions]
 
@@ -79,7 +79,7 @@ def test_data_and_setting_change_the_id(recipe):
 
 @pytest.mark.parametrize("change", [
     ("name", "other"), ("summary", "other words"), ("arms", "rope", "summary", "other words"),
-    ("scale", {"length": {"paper": "8,192", "here": "128"}}), ("pairs", []), ("stages", "extend", "steps", 9),
+    ("scale", {"length": {"paper": "8,192", "here": "128"}}), ("stages", "extend", "steps", 9),
 ])  # fmt: skip
 def test_what_changes_no_weight_changes_no_id(recipe, change):
     before, after = plan(recipe()), plan(recipe(change))
@@ -100,15 +100,20 @@ def asked(jobs):
 
 
 def test_every_arm_is_asked_at_its_own_length_and_only_far_arms_far(recipe):
-    jobs = plan(recipe(("needles", "context_tokens", [512])))
+    jobs = plan(recipe(("needles", "context_tokens", [512]), ("pairs", [])))
     controls = [("no-needle", 128), ("unseen-keys", 128)]
     assert asked(jobs["rope"]) == sorted([*controls, ("needle-only", 128), ("standard", 128), ("standard", 512)])
     assert ("standard", 256) in asked(jobs["rope-extended"]) and ("needle-only", 256) in asked(jobs["rope-extended"])
     assert ("standard", 1024) in asked(jobs["rnope-swa"]) and ("standard", 1024) not in asked(jobs["swa-rope"])
-    two = recipe(("seeds", [0, 1]), ("needles", "far_seeds", [1]))
-    settings = {sweep_key(two, arm): two.sweep.settings[0] for arm in two.arms}
-    far = {j.seed for j in arm_jobs(two, settings, "d") if ("standard", 1024) in asked(j)}
-    assert far == {1}
+
+
+def test_both_sides_of_a_pair_are_asked_where_it_is_judged(recipe):
+    """2× and 16× the longer trained length of the two: 128 for rope, 256 for rope-extended."""
+    jobs = plan(recipe(("needles", "context_tokens", [128])))
+    lengths = {name: {n for row, n in asked(jobs[name]) if row == "standard"} for name in jobs}
+    assert lengths["rope"] == {128, 256, 2048} and lengths["swa-rope"] == {128}
+    assert lengths["rope-extended"] == {128, 256, 512, 4096}
+    assert lengths["rnope-swa"] == {128, 256, 512, 1024, 2048, 4096}
 
 
 def all_jobs(recipe):

@@ -8,13 +8,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from rnope.config import Arm, Needles, Optimizer, Recipe, Setting, Stage
+from rnope.config import Arm, Needles, Optimizer, Pair, Recipe, Setting, Stage
 from rnope.model.accounting import prefill_flops, training_flops
 from rnope.model.spec import ModelConfig
 from rnope.strict import to_plain
 
 FORMAT = 1
 """Raised when code changes what a job's result means: old results are then not found again."""
+PRIMARY = (2, 16)
+"""Multiples of the trained length at which pairs are judged (SPEC R): of the longer one, where two arms differ."""
 PROMPTS = 2
 """The same for the prompts alone: what was trained is kept."""
 DEV_SEED = 0x5EED
@@ -205,6 +207,17 @@ class ArmJobs:
     questions: tuple[Job, ...]
 
 
+def longer(recipe: Recipe, pair: Pair) -> int:
+    """1× of a pair: the longer of its two trained lengths."""
+    return max(arm.trained_tokens for arm in recipe.arms if arm.name in (pair.a, pair.b))
+
+
+def _endpoints(recipe: Recipe, arm: Arm) -> set[int]:
+    """Lengths at which the pairs that `arm` is in are judged."""
+    pairs = [pair for pair in recipe.pairs if arm.name in (pair.a, pair.b)]
+    return {multiple * longer(recipe, pair) for pair in pairs for multiple in PRIMARY}
+
+
 def arm_jobs(recipe: Recipe, settings: Mapping[str, Setting], data: str) -> list[ArmJobs]:
     """Every arm at every seed, with the setting that its sweep key was given."""
     found = []
@@ -214,8 +227,8 @@ def arm_jobs(recipe: Recipe, settings: Mapping[str, Setting], data: str) -> list
             training = training_jobs(recipe, arm, seed, setting, data)
             last = training[-1].id
             needles = recipe.needles
-            lengths = sorted({*needles.context_tokens, arm.trained_tokens})
-            if arm.name in needles.far_arms and seed in (needles.far_seeds or arm.seeds):
+            lengths = sorted({*needles.context_tokens, arm.trained_tokens, *_endpoints(recipe, arm)})
+            if arm.name in needles.far_arms:
                 lengths = sorted({*lengths, *needles.far_tokens})
             asks = [ask_job(recipe, arm, seed, last, "standard", length) for length in lengths]
             for length in needles.control_tokens:

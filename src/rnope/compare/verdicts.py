@@ -8,13 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rnope.compare.plan import PRIMARY, longer
 from rnope.config import Recipe
 from rnope.model.accounting import cache_bytes
 from rnope.report.gate import THRESHOLD, competent
 from rnope.results import NeedleRow, PairedDifference, Results, Verdict
 
-PRIMARY = (2, 16)
-"""Multiples of the trained length at which pairs are judged (SPEC R): of the longer one, where two arms differ."""
 RESAMPLES = 10_000
 
 
@@ -44,10 +43,9 @@ def paired_difference(a: NeedleRow, b: NeedleRow, *, multiple: int) -> PairedDif
 def differences(recipe: Recipe, needles: Sequence[NeedleRow]) -> tuple[PairedDifference, ...]:
     """Every pair of the recipe, at every length that both sides were asked and at every seed they share."""
     rows = {(r.arm, r.seed, r.context_tokens): r for r in needles if r.row == "standard"}
-    trained = {arm.name: arm.trained_tokens for arm in recipe.arms}
     found = []
     for pair in recipe.pairs:
-        unit = max(trained[pair.a], trained[pair.b])
+        unit = longer(recipe, pair)
         for (arm, seed, length), a in sorted(rows.items()):
             b = rows.get((pair.b, seed, length))
             if arm == pair.a and b is not None and length % unit == 0 and length > unit:
@@ -116,7 +114,7 @@ def _holds(recipe: Recipe, results: Results, arm: str, lengths: Sequence[int]) -
         return _verdict(claim, rule, (arm,), None, "no seed that learned the task was asked at these lengths")
     worst = min(rows, key=lambda r: r.low)
     said = (
-        f"{len({r.seed for r in rows})} seeds, {len(rows)} rows; the lowest is {worst.score:.2f} "
+        f"{len(rows)} rows at seeds {', '.join(map(str, sorted({r.seed for r in rows})))}; the lowest is {worst.score:.2f} "
         f"({worst.low:.2f} … {worst.high:.2f}, n {worst.n}) at {worst.context_tokens:,} tokens, seed {worst.seed}"
     )
     return _verdict(claim, rule, (arm,), worst.low >= THRESHOLD, said)

@@ -14,6 +14,10 @@ from rnope.results import NeedleRow
 HEAT = LinearSegmentedColormap.from_list("niah", ["#F0496E", "#EBB839", "#0CD79F"])
 
 
+FEW_ARMS = 6
+"""Up to so many, legends have room for words."""
+
+
 def draw_all(gate: Gate) -> dict[str, bytes]:
     """Name -> PNG bytes, for every figure that has something to show."""
     drawn = {name: function(gate) for name, function in FIGURES.items()}
@@ -45,7 +49,8 @@ def _score(gate: Gate) -> bytes | None:
             means = _means([row for row in rows if row.arm == arm])
             axis.plot([n * shift for n in means], list(means.values()), color=colour, linewidth=2.8, alpha=0.9)
             handles.append(draw.key(colour, marker))
-            labels.append(f"{draw.visible(arm)} ({gate.learned(arm)})")
+            counts = f" ({gate.learned(arm)})" if len(shown) <= FEW_ARMS else ""  # the page's list of arms has them
+            labels.append(f"{draw.visible(arm)}{counts}")
         guess = _guess(rows)
         axis.plot(list(guess), list(guess.values()), color=draw.GUESS, linestyle="--", linewidth=1.2)
         axis.axhline(THRESHOLD, color=draw.BAR, linewidth=0.9, linestyle=":")
@@ -119,14 +124,14 @@ def _heat(gate: Gate) -> bytes | None:
             axis.set_facecolor("#f0f0f0")
             axis.set_xticks(range(len(lengths)), [words.short_tokens(n) for n in lengths])
             axis.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
-            axis.set_title(f"{draw.visible(arm)}   ({_seeds(gate.seeds(arm))}; 1× = {words.tokens(one)} tokens)")
+            axis.set_title(f"{draw.visible(arm)} ({_seeds(gate.seeds(arm))}; 1× = {words.tokens(one)})", fontsize=9)
             axis.set_xlabel("context length, tokens")
             axis.set_ylabel("depth of the needle")
             axis.grid(False)
             axis.tick_params(length=0, labelsize=8)
         for axis in axes[len(maps) :]:
             axis.set_visible(False)
-        figure.colorbar(image, ax=axes, label="score of 10", shrink=0.85, aspect=40, pad=0.01)
+        figure.colorbar(image, ax=axes, label="score of 10", shrink=min(0.85, 2 / down), aspect=40, pad=0.01)
         return draw.png(figure)
 
 

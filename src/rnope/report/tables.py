@@ -134,13 +134,10 @@ def raw(gate: Gate) -> Table | None:
 
 
 def side_rows(gate: Gate) -> Table | None:
-    """Controls and unseen keys: a line per arm and seed, a column per row and multiple of the trained length."""
-    trained = {(m.arm, m.seed): m.trained_tokens for m in gate.results.models}
-    at: dict[tuple[str, int], dict[tuple[str, float], NeedleRow]] = {}
+    """Controls and unseen keys: a line per arm and seed, a column per row and context length."""
+    at: dict[tuple[str, int], dict[tuple[str, int], NeedleRow]] = {}
     for r in gate.side_rows():
-        own = trained.get((r.arm, r.seed), r.context_tokens)
-        multiple = 0.0 if r.row == "needle-only" else r.context_tokens / own
-        at.setdefault((r.arm, r.seed), {})[r.row, multiple] = r
+        at.setdefault((r.arm, r.seed), {})[r.row, r.context_tokens] = r
     columns = sorted({key for own_rows in at.values() for key in own_rows})
     rows: list[list[Cell | str]] = []
     for s in gate.standings:
@@ -149,14 +146,12 @@ def side_rows(gate: Gate) -> Table | None:
             line: list[Cell | str] = [
                 arm_cell(gate, s.arm, f"seed {s.seed}" + ("" if s.competent else "; did not learn"))
             ]
-            for key in columns:
-                row = found.get(key)
-                small = f"{_spread(row)} at {words.tokens(row.context_tokens)} tokens" if row else ""
-                line.append(Cell(words.score(row.score), small) if row else "")
+            # No colours here: for a control, 0 can be what is wanted.
+            line += [Cell(words.score(row.score), _spread(row)) if (row := found.get(key)) else "" for key in columns]
             rows.append(line)
-    heads = [Cell(f"{row}{f', {words.times(by)}' if by else ''}", ROW_NAMES.get(row, "")) for row, by in columns]
+    heads = [Cell(f"{row}, {words.tokens(length)}", ROW_NAMES.get(row, "")) for row, length in columns]
     guesses = sorted({words.score(r.guess) for r in gate.side_rows()})
-    note = f"Score of 10, 95 % Wilson interval, number of answers, context. Guess level: {words.listed(guesses)}."
+    note = f"Score of 10, 95 % Wilson interval, number of answers. Guess level: {words.listed(guesses)}."
     return table("Controls and harder rows", ["arm and seed", *heads], rows, note) if rows else None
 
 

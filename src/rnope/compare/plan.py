@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rnope.config import Arm, Needles, Optimizer, Pair, Recipe, Setting, Stage
+from rnope.data.corpus import Split
 from rnope.model.accounting import prefill_flops, training_flops
 from rnope.model.spec import ModelConfig
 from rnope.strict import to_plain
@@ -52,7 +53,7 @@ class Ask:
     row: str
     context_tokens: int
     needles: Needles
-    split: str
+    split: Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

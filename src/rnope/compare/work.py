@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from rnope.analysis.mass import attention_mass
 from rnope.compare.plan import Ask, Job, Look, Train
-from rnope.data.needles import Haystack, NeedleTask
+from rnope.data.corpus import Split
+from rnope.data.needles import Haystack, Ids, NeedleTask
 from rnope.data.prepare import Prepared
 from rnope.evals.needles import Prompts, Row, needle_row
 from rnope.hf.folder import load, save
@@ -37,21 +36,18 @@ class Place:
 
 
 @functools.lru_cache(maxsize=1)
-def _task(folder: Path) -> NeedleTask:
-    from rnope.tokenizer import Tokenizer
-
-    return NeedleTask(Tokenizer.load(folder))
+def _task(data: Prepared) -> NeedleTask:
+    return NeedleTask(data.tokenizer())
 
 
 @functools.lru_cache(maxsize=2)
-def _haystack(folder: Path, split: str) -> Haystack:
-    data = Prepared(folder=folder, digest=folder.name, tokens={})
-    return Haystack(data.documents(cast(Any, split)))
+def _haystack(data: Prepared, split: Split) -> Haystack:
+    return Haystack(data.documents(split))
 
 
 @functools.lru_cache(maxsize=1)
-def _text(folder: Path) -> Any:
-    return Prepared(folder=folder, digest=folder.name, tokens={}).text("train")
+def _text(data: Prepared) -> Ids:
+    return data.text("train")
 
 
 def perform(job: Job, place: Place, tick: Tick) -> dict[str, Any]:
@@ -83,8 +79,8 @@ def train(job: Job, work: Train, place: Place, tick: Tick) -> dict[str, Any]:
     folder = place.stage(job.id)
     model = Decoder(chain_config(work), seed=work.seed)
     training = Training(
-        task=_task(place.data.folder),
-        text=_text(place.data.folder),
+        task=_task(place.data),
+        text=_text(place.data),
         optimizer=work.optimizer,
         learning_rate=work.learning_rate,
         seed=work.seed,
@@ -92,7 +88,7 @@ def train(job: Job, work: Train, place: Place, tick: Tick) -> dict[str, Any]:
     before = place.stage(job.needs) / "checkpoint.pt" if job.needs else None
     progress = run_stage(model, stage, training, folder, before=before, tick=tick)
     model.eval()
-    dev = np.concatenate(_haystack(place.data.folder, "dev").documents)
+    dev = place.data.text("dev")
     validation = validation_loss(model, dev, bos=training.task.bos, context_tokens=stage.context_tokens)
     provenance = {
         "recipe": work.recipe,
@@ -128,8 +124,8 @@ def train(job: Job, work: Train, place: Place, tick: Tick) -> dict[str, Any]:
 def ask(model: Decoder, work: Ask, place: Place, tick: Tick) -> dict[str, Any]:
     """One `NeedleRow`."""
     prompts = Prompts(
-        task=_task(place.data.folder),
-        haystack=_haystack(place.data.folder, work.split),
+        task=_task(place.data),
+        haystack=_haystack(place.data, work.split),
         settings=work.needles,
         development=work.split == "dev",
     )
@@ -147,9 +143,7 @@ def ask(model: Decoder, work: Ask, place: Place, tick: Tick) -> dict[str, Any]:
 
 def look(model: Decoder, work: Look, place: Place) -> dict[str, Any]:
     """`MassRow`s of one length."""
-    prompts = Prompts(
-        task=_task(place.data.folder), haystack=_haystack(place.data.folder, "eval"), settings=work.needles
-    )
+    prompts = Prompts(task=_task(place.data), haystack=_haystack(place.data, "eval"), settings=work.needles)
     rows = attention_mass(
         model, prompts, arm=work.arm, seed=work.seed, context_tokens=work.context_tokens, samples=work.samples
     )

@@ -1,7 +1,7 @@
 """A corpus made ready once and kept: its tokenizer, and the tokens of each split."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ class Prepared:
     folder: Path
     digest: str
     """Of the corpus and the vocabulary."""
-    tokens: dict[str, int]
+    tokens: dict[str, int] = field(hash=False)
     """Split -> tokens."""
 
     def tokenizer(self) -> Tokenizer:

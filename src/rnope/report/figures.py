@@ -148,6 +148,11 @@ def _seeds(seeds: tuple[int, ...]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {words.listed([str(seed) for seed in seeds])}"
 
 
+def _alike(names: list[str]) -> str:
+    """Arms that share a line: all by name while there is room for it."""
+    return " = ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} others"
+
+
 def _cost(gate: Gate) -> bytes | None:
     """Cache bytes and prefill FLOPs against context length; arms that cost the same share a line."""
     panels = []
@@ -173,7 +178,7 @@ def _cost(gate: Gate) -> bytes | None:
                 colour, marker = style[names[0]]
                 axis.plot(
                     [length for length, _ in curve], [value for _, value in curve],
-                    color=colour, marker=marker, markersize=4, linewidth=1.8, label=draw.visible(" = ".join(names)),
+                    color=colour, marker=marker, markersize=4, linewidth=1.8, label=draw.visible(_alike(names)),
                 )  # fmt: skip
             lengths = sorted({length for curve in lines for length, _ in curve})
             draw.token_axis(axis, lengths[:: 1 + len(lengths) // 12])

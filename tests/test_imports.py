@@ -24,9 +24,9 @@ ALLOWED = {
     "train": {"errors", "files", "spec", "config", "model", "data"},
     "evals": {"config", "results", "model", "data"},
     "analysis": {"results", "model", "data", "evals"},
-    "report": {"errors", "strict", "files", "spec", "results"},
+    "report": {"files", "results"},
     "compare": {
-        "errors", "strict", "files", "spec", "config", "results", "tokenizer", "model", "hf", "data", "train", "evals",
+        "errors", "strict", "files", "spec", "config", "results", "model", "hf", "data", "train", "evals",
         "analysis", "report", "rnope",
     },
     "cli": {"errors", "spec", "recipes", "results", "report", "compare", "rnope"},

@@ -65,7 +65,9 @@ def unknown(field: str, value: object, noun: str, valid: Iterable[str]) -> Confi
 
 
 def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+    """Head and tail of a long text: the end of a path says most."""
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
 
 
 def _one_line(text: str) -> str:

@@ -241,10 +241,11 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
     if first.warmup_window:
         notes.append(
             f"Help given to every arm alike: in the first row length, every layer but the last sees {first.warmup_window} "
-            "tokens at most. It favours the baseline, whose attention is flat at the start."
+            "tokens at most. Layers of full span need it more than windowed ones: their attention is flat at the start."
         )
     if recipe.model_config(recipe.arms[0]).init.tie_query_key:
-        notes.append("Help given to every arm alike: the last layer's keys start out equal to its queries.")
+        but = ", unless its sweep chose otherwise" if len(recipe.sweep.settings) > 1 else ""
+        notes.append(f"Help given to every arm alike: the last layer's keys start out equal to its queries{but}.")
     if recipe.optimizer.name == "muon":
         notes.append("Every arm is trained with Muon for its matrices and AdamW for embedding and norms.")
     if len(recipe.sweep.settings) > 1:

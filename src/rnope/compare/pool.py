@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ class Pool:
 
     def _found(self, job: Job) -> bool:
         if job.id not in self.results and self._file(job).exists():
-            self.results[job.id] = json.loads(self._file(job).read_text(encoding="utf-8"))
+            with suppress(ValueError):  # damaged: done again
+                self.results[job.id] = json.loads(self._file(job).read_text(encoding="utf-8"))
         return job.id in self.results
 
     def run(self, jobs: Sequence[Job]) -> None:

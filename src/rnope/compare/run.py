@@ -230,6 +230,7 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
     notes = [
         "Answers are teacher-forced: an answer counts when the model's most likely next token is the value, with the gold "
         "answers of earlier questions in place.",
+        "One BOS stands at the start of every row and prompt; needles and questions are planted in token space.",
         "Every model is fresh, tiny and trained in a minute or so on one core; scores are of this synthetic task alone.",
     ]
     if first.curriculum:

@@ -6,14 +6,14 @@ SYSTEM_TORCH ?=
 OUT ?= out
 
 ifeq ($(SYSTEM_TORCH),)
-BIN := $(VENV)/bin/
-RUN := $(VENV)/bin/python -m rnope
+PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 else
-BIN :=
-RUN := PYTHONPATH=src $(PYTHON) -m rnope
+PY := $(PYTHON)
 READY :=
+export PYTHONPATH := src
 endif
+RUN := $(PY) -m rnope
 
 .PHONY: demo fair test test-slow lint clean
 
@@ -24,15 +24,15 @@ fair: $(READY)  ## every variant, three seeds, swept alike: about an hour
 	$(RUN) compare cpu-fair --out $(OUT)/cpu-fair
 
 lint: $(READY)
-	$(BIN)ruff check src tests
-	$(BIN)ruff format --check src tests
-	$(BIN)mypy
+	$(PY) -m ruff check src tests
+	$(PY) -m ruff format --check src tests
+	$(PY) -m mypy
 
 test: lint
-	$(BIN)python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)python -m pytest -m "slow and not gpu"
+	$(PY) -m pytest -m "slow and not gpu"
 
 # torch first and exact, so that pip's own settings (an index of CPU builds, a folder of wheels) decide which build it is.
 $(VENV)/.installed: pyproject.toml

@@ -19,11 +19,11 @@ ALLOWED = {
     "tokenizer": {"errors", "files"},
     "kernels": {"errors"},
     "model": {"errors", "spec", "kernels"},
-    "hf": {"errors", "strict", "spec", "model"},
+    "hf": {"errors", "strict", "files", "spec", "model"},
     "data": {"errors", "files", "tokenizer"},
     "train": {"errors", "files", "spec", "config", "model", "data"},
     "evals": {"config", "results", "model", "data"},
-    "analysis": {"results", "model", "data", "evals"},
+    "analysis": {"results", "kernels", "model", "data", "evals"},
     "report": {"files", "results"},
     "compare": {
         "errors", "strict", "files", "spec", "config", "results", "model", "hf", "data", "train", "evals",

@@ -18,9 +18,10 @@ def beside(path: Path) -> Iterator[Path]:
     _remove(place)
     try:
         yield place
-        if place.is_dir():
-            _remove(path)  # a folder cannot be renamed over one that holds something
-        os.replace(place, path)
+        if place.is_dir() and path.is_dir():
+            _exchange(place, path)
+        else:
+            os.replace(place, path)
     finally:
         _remove(place)
 
@@ -29,6 +30,19 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`."""
     with beside(path) as place:
         place.write_text(text, encoding="utf-8")
+
+
+def _exchange(place: Path, path: Path) -> None:
+    """Rename a folder over one that holds something: the old one steps aside until the new one stands."""
+    aside = path.with_name(f".{path.name}.old")
+    _remove(aside)
+    os.replace(path, aside)
+    try:
+        os.replace(place, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    _remove(aside)
 
 
 def _remove(path: Path) -> None:

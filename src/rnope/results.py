@@ -14,6 +14,8 @@ from rnope.strict import from_plain, to_plain
 
 VERSION = 1
 Z95 = 1.959963984540054
+SEGMENTS = ("begin", "needle", "context", "qc")
+"""Parts of a context that attention mass is summed over (paper 2.2.2)."""
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

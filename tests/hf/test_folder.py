@@ -151,7 +151,7 @@ def test_a_failing_rename_brings_the_old_folder_back(folder, monkeypatch):
     replace = os.replace
 
     def once(source, target):
-        if str(source).endswith(".new"):
+        if str(source).endswith(".tmp"):
             raise OSError("busy")
         replace(source, target)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rnope.report import figures
-from rnope.report.gate import THRESHOLD, Gate, competent, standing
+from rnope.report.gate import THRESHOLD, Gate, standing
 from rnope.report.page import render
 from rnope.results import Results, wilson
 
@@ -121,7 +121,7 @@ def test_competence_is_the_lower_wilson_bound(results: Results, hits: int, n: in
         else r
         for r in results.needles
     )
-    assert competent(replace(results, needles=needles), "rope", 0) is expected
+    assert standing(replace(results, needles=needles), "rope", 0).competent is expected
     assert (10 * wilson(hits, n)[0] >= THRESHOLD) is expected
 
 

@@ -12,26 +12,23 @@ from torch import Tensor
 
 from rnope.data.needles import UNIT_TOKENS, Context
 from rnope.evals.needles import Prompts
-from rnope.model.attention import RotaryTables
+from rnope.kernels.reference import visible
+from rnope.model.attention import RotaryTables, at_rows
 from rnope.model.decoder import Block, Decoder
-from rnope.results import MassRow
+from rnope.results import SEGMENTS, MassRow
 
 BEGIN_TOKENS = 10
-SEGMENTS = ("begin", "needle", "context", "qc")
 
 
 def probabilities(block: Block, x: Tensor, tables: RotaryTables, rows: Tensor) -> Tensor:
     """Attention of `rows` [r] of the block's input `x` [1, t, width]: [h, r, t], float32, each row summing to 1."""
     normal = block.norm(x)
-    spec = block.attention.spec
     keys, _ = block.attention.keys_values(normal, tables)
-    row_tables = {theta: (cos[rows], sin[rows]) for theta, (cos, sin) in tables.items()}
-    queries = block.attention.queries(normal[:, rows], row_tables)  # 1 h r d
+    queries = block.attention.queries(normal[:, rows], at_rows(tables, rows))  # 1 h r d
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)  # 1 h t d
     scores = (queries[0].float() @ keys[0].float().transpose(-1, -2)) * block.attention.head_size**-0.5
-    distance = rows[:, None] - torch.arange(x.shape[1])
-    hidden = distance < 0 if spec.window is None else (distance < 0) | (distance >= spec.window)
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    seen = visible(rows, torch.arange(x.shape[1]), block.attention.spec.window, None)  # 1 r t
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1)
 
 
 def segment_ids(context: Context, needle: tuple[int, int], qc: int) -> Tensor:

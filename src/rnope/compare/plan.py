@@ -16,10 +16,10 @@ from rnope.strict import to_plain
 
 FORMAT = 1
 """Raised when code changes what a job's result means: old results are then not found again."""
-PRIMARY = (2, 16)
-"""Multiples of the trained length at which pairs are judged (SPEC R): of the longer one, where two arms differ."""
 PROMPTS = 2
 """The same for the prompts alone: what was trained is kept."""
+PRIMARY = (2, 16)
+"""Multiples of the trained length at which pairs are judged (SPEC R): of the longer one, where two arms differ."""
 DEV_SEED = 0x5EED
 """Turns the seed of the needles into that of the needles that choices are made by: none is the evaluation's."""
 # Of one ordinary core in float32, for estimates only.
@@ -222,15 +222,14 @@ def _endpoints(recipe: Recipe, arm: Arm) -> set[int]:
 def arm_jobs(recipe: Recipe, settings: Mapping[str, Setting], data: str) -> list[ArmJobs]:
     """Every arm at every seed, with the setting that its sweep key was given."""
     found = []
+    needles = recipe.needles
     for arm in recipe.arms:
+        setting = settings[sweep_key(recipe, arm)]
+        far = needles.far_tokens if arm.name in needles.far_arms else ()
+        lengths = sorted({*needles.context_tokens, arm.trained_tokens, *_endpoints(recipe, arm), *far})
         for seed in arm.seeds:
-            setting = settings[sweep_key(recipe, arm)]
             training = training_jobs(recipe, arm, seed, setting, data)
             last = training[-1].id
-            needles = recipe.needles
-            lengths = sorted({*needles.context_tokens, arm.trained_tokens, *_endpoints(recipe, arm)})
-            if arm.name in needles.far_arms:
-                lengths = sorted({*lengths, *needles.far_tokens})
             asks = [ask_job(recipe, arm, seed, last, "standard", length) for length in lengths]
             for length in needles.control_tokens:
                 asks += [ask_job(recipe, arm, seed, last, row, length) for row in ("unseen-keys", "no-needle")]

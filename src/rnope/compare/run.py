@@ -25,6 +25,7 @@ from rnope.config import Recipe, Setting
 from rnope.data.prepare import Prepared, prepare
 from rnope.errors import UserError
 from rnope.files import beside
+from rnope.hf.mapping import model_type
 from rnope.model.accounting import cache_bytes, parameters, prefill_flops
 from rnope.report import write_report
 from rnope.results import MassRow, Model, NeedleRow, Point, Results, StageRun, Trial
@@ -179,7 +180,7 @@ def _model(recipe: Recipe, arm: ArmJobs, pool: Pool) -> Model:
         stages=tuple(from_plain(StageRun, pool.results[job.id]["run"]) for job in arm.training),
         setting=str(arm.setting),
         folder=str(target.relative_to(pool.place.out)),
-        model_type=json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"],
+        model_type=model_type(config),
     )
 
 

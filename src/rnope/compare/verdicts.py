@@ -11,7 +11,7 @@ import numpy as np
 from rnope.compare.plan import PRIMARY, longer
 from rnope.config import Recipe
 from rnope.model.accounting import cache_bytes
-from rnope.report.gate import THRESHOLD, competent
+from rnope.report.gate import THRESHOLD, Gate
 from rnope.results import NeedleRow, PairedDifference, Results, Verdict
 
 RESAMPLES = 10_000
@@ -55,25 +55,14 @@ def differences(recipe: Recipe, needles: Sequence[NeedleRow]) -> tuple[PairedDif
 
 def judge(recipe: Recipe, results: Results) -> tuple[Verdict, ...]:
     """All claims of the recipe."""
-    far = recipe.needles.far_arms
-    baseline = recipe.baseline
+    far, baseline, gate = recipe.needles.far_arms, recipe.baseline, Gate(results)
     return (
-        *(_pair(recipe, results, pair.a, pair.b, pair.claim) for pair in recipe.pairs),
-        *(
-            _holds(recipe, results, name, recipe.needles.context_tokens)
-            for name in far
-            if recipe.needles.context_tokens
-        ),
-        *(_holds(recipe, results, name, recipe.needles.far_tokens) for name in far if recipe.needles.far_tokens),
-        *(_needle_mass(results, name, baseline) for name in far if recipe.attention_tokens),
+        *(_pair(gate, pair.a, pair.b, pair.claim) for pair in recipe.pairs),
+        *(_holds(recipe, gate, name, recipe.needles.context_tokens) for name in far if recipe.needles.context_tokens),
+        *(_holds(recipe, gate, name, recipe.needles.far_tokens) for name in far if recipe.needles.far_tokens),
+        *(_needle_mass(gate, name, baseline) for name in far if recipe.attention_tokens),
         *(_cache(recipe, name, baseline) for name in far),
     )
-
-
-def _seeds(results: Results, *arms: str) -> list[int]:
-    """Seeds at which every one of `arms` was trained and learned the task."""
-    trained = [{m.seed for m in results.models if m.arm == arm} for arm in arms]
-    return sorted(s for s in set.intersection(*trained) if all(competent(results, arm, s) for arm in arms))
 
 
 def _verdict(claim: str, rule: str, arms: tuple[str, ...], holds: bool | None, because: str) -> Verdict:
@@ -81,14 +70,14 @@ def _verdict(claim: str, rule: str, arms: tuple[str, ...], holds: bool | None, b
     return Verdict(claim=claim, rule=rule, verdict=verdict, because=because, arms=arms)
 
 
-def _pair(recipe: Recipe, results: Results, a: str, b: str, claim: str) -> Verdict:
+def _pair(gate: Gate, a: str, b: str, claim: str) -> Verdict:
     multiples = " and ".join(f"{m}×" for m in PRIMARY)
     rule = (
         f"At {multiples} the longer trained length, the 95 % interval of the paired difference ({a} minus {b}) lies "
         "above 0 at every seed at which both sides learned the task."
     )
-    seeds = _seeds(results, a, b)
-    found = [d for d in results.differences if (d.a, d.b) == (a, b) and d.seed in seeds and d.multiple in PRIMARY]
+    seeds = gate.shared(a, b)
+    found = [d for d in gate.results.differences if (d.a, d.b) == (a, b) and d.seed in seeds and d.multiple in PRIMARY]
     if not seeds:
         return _verdict(claim, rule, (a, b), None, "at no seed did both sides learn the task at their trained length")
     if len(found) < len(PRIMARY) * len(seeds):
@@ -99,15 +88,15 @@ def _pair(recipe: Recipe, results: Results, a: str, b: str, claim: str) -> Verdi
     return _verdict(claim, rule, (a, b), all(d.low > 0 for d in found), said)
 
 
-def _holds(recipe: Recipe, results: Results, arm: str, lengths: Sequence[int]) -> Verdict:
+def _holds(recipe: Recipe, gate: Gate, arm: str, lengths: Sequence[int]) -> Verdict:
     trained = next(a.trained_tokens for a in recipe.arms if a.name == arm)
     most = max(lengths)
     claim = f"Trained on {trained:,} tokens, {arm} still finds the needles at {most:,} ({most // trained:,}×)."
     rule = f"The lower 95 % bound of the score reaches {THRESHOLD} at every length asked, at every seed that learned the task."
-    seeds = _seeds(results, arm)
+    seeds = gate.seeds(arm)
     rows = [
         r
-        for r in results.needles
+        for r in gate.results.needles
         if (r.arm, r.row) == (arm, "standard") and r.seed in seeds and r.context_tokens in lengths
     ]
     if not rows:
@@ -120,15 +109,15 @@ def _holds(recipe: Recipe, results: Results, arm: str, lengths: Sequence[int]) -
     return _verdict(claim, rule, (arm,), worst.low >= THRESHOLD, said)
 
 
-def _needle_mass(results: Results, arm: str, baseline: str) -> Verdict:
+def _needle_mass(gate: Gate, arm: str, baseline: str) -> Verdict:
     claim = f"The NoPE layers of {arm} keep their attention on the needle as the context grows; the baseline's layers lose it."
     rule = (
         "Needle mass at the longest measured length over that at the shortest: above 0.5 for the NoPE layers and below "
         f"0.5 for {baseline}'s layers, at every seed at which both learned the task."
     )
     ratios = []
-    for seed in _seeds(results, arm, baseline):
-        kept, lost = _mass_ratio(results, arm, seed, "nope"), _mass_ratio(results, baseline, seed, "rope")
+    for seed in gate.shared(arm, baseline):
+        kept, lost = _mass_ratio(gate, arm, seed, "nope"), _mass_ratio(gate, baseline, seed, "rope")
         if kept is not None and lost is not None:
             ratios.append((seed, kept, lost))
     if not ratios:
@@ -137,9 +126,10 @@ def _needle_mass(results: Results, arm: str, baseline: str) -> Verdict:
     return _verdict(claim, rule, (arm, baseline), all(k > 0.5 > b for _, k, b in ratios), said)
 
 
-def _mass_ratio(results: Results, arm: str, seed: int, kind: str) -> float | None:
+def _mass_ratio(gate: Gate, arm: str, seed: int, kind: str) -> float | None:
     rows = sorted(
-        (r for r in results.attention if (r.arm, r.seed, r.kind) == (arm, seed, kind)), key=lambda r: r.context_tokens
+        (r for r in gate.results.attention if (r.arm, r.seed, r.kind) == (arm, seed, kind)),
+        key=lambda r: r.context_tokens,
     )
     first, last = (rows[0].mass["needle"], rows[-1].mass["needle"]) if len(rows) > 1 else (None, None)
     return last / first if first and last is not None else None

@@ -17,7 +17,6 @@ from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
 from rnope.results import StageRun
 from rnope.strict import to_plain
-from rnope.train.checkpoint import load_checkpoint
 from rnope.train.stage import Training, layers_in, run_stage, validation_loss
 
 Tick = Callable[[int], None]
@@ -90,21 +89,16 @@ def train(job: Job, work: Train, place: Place, tick: Tick) -> dict[str, Any]:
     model.eval()
     dev = place.data.text("dev")
     validation = validation_loss(model, dev, bos=training.task.bos, context_tokens=stage.context_tokens)
+    trained_tokens = max(s.context_tokens for s in work.stages)
     provenance = {
         "recipe": work.recipe,
         "variant": work.variant,
         "stages": [s.name for s in work.stages],
         "seed": work.seed,
         "data": place.data.digest,
-        "trained_context_tokens": max(s.context_tokens for s in work.stages),
+        "trained_context_tokens": trained_tokens,
     }
-    save(
-        model,
-        folder / "model",
-        place.data.tokenizer(),
-        provenance=provenance,
-        context_tokens=max(s.context_tokens for s in work.stages),
-    )
+    save(model, folder / "model", place.data.tokenizer(), provenance=provenance, context_tokens=trained_tokens)
     run = StageRun(
         name=stage.name,
         context_tokens=stage.context_tokens,
@@ -117,8 +111,7 @@ def train(job: Job, work: Train, place: Place, tick: Tick) -> dict[str, Any]:
         promotions=progress.promotions,
         validation=validation,
     )
-    history = load_checkpoint(folder / "checkpoint.pt")["progress"]["history"]
-    return {"run": to_plain(run), "history": history, "skipped": progress.skipped}
+    return {"run": to_plain(run), "history": progress.history, "skipped": progress.skipped}
 
 
 def ask(model: Decoder, work: Ask, place: Place, tick: Tick) -> dict[str, Any]:

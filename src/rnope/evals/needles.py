@@ -7,7 +7,7 @@ answer counts when the model's most likely token is the value. Contexts of diffe
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from rnope.model.decoder import Decoder
 from rnope.results import Cell, NeedleRow, wilson
 
 Row = Literal["standard", "unseen-keys", "no-needle", "needle-only"]
-ROWS: tuple[Row, ...] = ("standard", "unseen-keys", "no-needle", "needle-only")
+ROWS: tuple[Row, ...] = get_args(Row)
 BATCH_TOKENS = 16_384
 
 
@@ -53,10 +53,15 @@ class Prompts:
 
 
 @torch.inference_mode()
-def answers(model: Decoder, contexts: Sequence[Context]) -> list[list[bool]]:
+def answers(
+    model: Decoder, contexts: Sequence[Context], tick: Callable[[int], None] = lambda contexts: None
+) -> list[list[bool]]:
     """Which needles of each context (all of one length) the model finds, by depth.
 
     Only the rows of the questions go through the last layer and the head.
+
+    Args:
+        tick: told the number of contexts done since it was told last.
     """
     length = len(contexts[0].ids)
     wanted = np.unique(np.concatenate([context.rows for context in contexts]))
@@ -70,6 +75,7 @@ def answers(model: Decoder, contexts: Sequence[Context]) -> list[list[bool]]:
         for line, context in zip(best, group, strict=True):
             picked = np.array([line[place[int(row)]] for row in context.rows])
             found.append([bool(hit) for hit in picked == context.answers])
+        tick(len(group))
     return found
 
 
@@ -83,19 +89,11 @@ def needle_row(
     context_tokens: int,
     tick: Callable[[int], None] = lambda contexts: None,
 ) -> NeedleRow:
-    """Ask all contexts of one row and length.
-
-    Args:
-        tick: told the number of contexts done since it was told last.
-    """
+    """Ask all contexts of one row and length; `tick` is that of `answers`."""
     started = time.monotonic()
     settings = prompts.settings
-    group = max(1, BATCH_TOKENS // context_tokens)
-    found: list[list[bool]] = []
-    for start in range(0, settings.contexts, group):
-        indices = range(start, min(start + group, settings.contexts))
-        found += answers(model, [prompts.context(row, context_tokens, index) for index in indices])
-        tick(len(indices))
+    contexts = [prompts.context(row, context_tokens, index) for index in range(settings.contexts)]
+    found = answers(model, contexts, tick)
     hits, n = sum(map(sum, found)), settings.contexts * settings.depths
     low, high = wilson(hits, n)
     text = context_tokens - 1 - UNIT_TOKENS * settings.depths * (1 if row == "no-needle" else 2)

@@ -6,8 +6,6 @@ ever unpickled and no code is taken from a folder. What the fields mean is `mapp
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rnope.errors import ConfigError, UserError
+from rnope.files import beside
 from rnope.hf.card import model_card
 from rnope.hf.mapping import ARCHITECTURES, from_hf, tensor_names, to_hf
 from rnope.model.decoder import Decoder
@@ -103,39 +102,26 @@ def save_state(
     dtype = str(state["embedding.weight"].dtype).removeprefix("torch.")
     raw = to_hf(config, dtype=dtype, context_tokens=context_tokens, special_ids=ids, provenance=provenance)
     tensors = {theirs: state[ours].detach().contiguous() for ours, theirs in names.items()}
-    with _replacing(Path(folder)) as beside:
-        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        (beside / "config.json").write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with _replacing(Path(folder)) as fresh:
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        (fresh / "config.json").write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         card = model_card(config, raw, with_tokenizer=tokenizer is not None)
-        (beside / "README.md").write_text(card, encoding="utf-8")
+        (fresh / "README.md").write_text(card, encoding="utf-8")
         if tokenizer is not None:
-            tokenizer.save(beside)
+            tokenizer.save(fresh)
 
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place when the block ends well, and is removed when it does not."""
+    """`files.beside` for a model folder: what is not ours to delete is refused first."""
     folder = folder.expanduser().resolve()
     _refuse_foreign(folder)
-    unique = uuid.uuid4().hex[:8]
-    beside = folder.with_name(f".{folder.name}.{unique}.new")
-    before = folder.with_name(f".{folder.name}.{unique}.old")
     try:
-        beside.mkdir(parents=True)
-        yield beside
-        if folder.exists():
-            os.replace(folder, before)
-        try:
-            os.replace(beside, folder)
-        except BaseException:
-            if before.exists():
-                os.replace(before, folder)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
+        with beside(folder) as fresh:
+            fresh.mkdir()
+            yield fresh
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written ({error}). Free space or choose another place.") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -12,6 +12,11 @@ RotaryTables = dict[float, tuple[Tensor, Tensor]]
 """theta -> (cos, sin) for the positions at hand."""
 
 
+def at_rows(tables: RotaryTables, rows: Tensor) -> RotaryTables:
+    """The tables of positions `rows` [r] alone."""
+    return {theta: (cos[rows], sin[rows]) for theta, (cos, sin) in tables.items()}
+
+
 class LayerNorm(nn.Module):
     """Bias-free, mean-subtracting, in float32 (Command R); `shape` may be (heads, head_size), normalised over the last."""
 
@@ -63,7 +68,7 @@ class Attention(nn.Module):
         """Mix `x` [b, t, width]; with `rows` [r] only those positions are queries and the result is [b, r, width]."""
         k, v = self.keys_values(x, tables)
         if rows is not None:
-            x, tables = x[:, rows], {theta: (cos[rows], sin[rows]) for theta, (cos, sin) in tables.items()}
+            x, tables = x[:, rows], at_rows(tables, rows)
         q = self.queries(x, tables)
         mixed = attend(q, k, v, window=self.spec.window, starts=starts, rows=rows)
         return self.output(mixed.transpose(1, 2).flatten(-2))

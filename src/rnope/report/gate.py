@@ -54,11 +54,6 @@ def standing(results: Results, arm: str, seed: int) -> Standing:
     return Standing(arm=arm, seed=seed, competent=competent, row=row, reason=reason)
 
 
-def competent(results: Results, arm: str, seed: int) -> bool:
-    """Whether `arm` learned the task at `seed`: its lower bound at 1× is at least `THRESHOLD`."""
-    return standing(results, arm, seed).competent
-
-
 def standings(results: Results) -> tuple[Standing, ...]:
     """Every arm and seed that the results know of, in the order of `Results.arms`; none is dropped."""
     runs = {(model.arm, model.seed) for model in results.models}
@@ -84,6 +79,8 @@ class Gate:
     def __init__(self, results: Results) -> None:
         self.results = results
         self.standings = standings(results)
+        self.trained = {(m.arm, m.seed): m.trained_tokens for m in results.models}
+        """(arm, seed) -> 1× of that model, in tokens."""
         self._open = {(s.arm, s.seed) for s in self.standings if s.competent}
 
     def open(self, arm: str, seed: int) -> bool:
@@ -96,6 +93,10 @@ class Gate:
     def seeds(self, arm: str) -> tuple[int, ...]:
         """Seeds at which `arm` learned the task."""
         return tuple(s.seed for s in self.standings if s.arm == arm and s.competent)
+
+    def shared(self, *arms: str) -> tuple[int, ...]:
+        """Seeds at which every one of `arms` learned the task."""
+        return tuple(sorted(set.intersection(*(set(self.seeds(arm)) for arm in arms))))
 
     def failed(self) -> tuple[Standing, ...]:
         return tuple(s for s in self.standings if not s.competent)
@@ -111,11 +112,11 @@ class Gate:
 
     def side_rows(self) -> tuple[NeedleRow, ...]:
         """Controls and harder rows: at every length of competent models, up to 1× of the others."""
-        trained = {(m.arm, m.seed): m.trained_tokens for m in self.results.models}
         return tuple(
             r
             for r in self.results.needles
-            if r.row != "standard" and (self.open(r.arm, r.seed) or r.context_tokens <= trained.get((r.arm, r.seed), 0))
+            if r.row != "standard"
+            and (self.open(r.arm, r.seed) or r.context_tokens <= self.trained.get((r.arm, r.seed), 0))
         )
 
     def attention(self) -> tuple[MassRow, ...]:
@@ -143,7 +144,7 @@ class Gate:
     def _verdict(self, verdict: Verdict) -> Verdict:
         if not verdict.arms:
             return verdict
-        open_seeds = set.intersection(*(set(self.seeds(arm)) for arm in verdict.arms))
+        open_seeds = set(self.shared(*verdict.arms))
         closed_seeds = {s.seed for s in self.standings if s.arm in verdict.arms} - open_seeds
         if open_seeds and not closed_seeds:
             return verdict

@@ -5,7 +5,7 @@ from typing import Any
 
 from rnope.report import draw, paper, words
 from rnope.report.gate import Gate, arms
-from rnope.results import MassRow
+from rnope.results import SEGMENTS, MassRow
 
 
 def groups(gate: Gate) -> dict[tuple[str, str], dict[int, list[MassRow]]]:
@@ -32,13 +32,13 @@ def attention(gate: Gate) -> bytes | None:
     found = groups(gate)
     if not found:
         return None
+    trained = {m.arm: m.trained_tokens for m in gate.results.models}
     with draw.look():
         figure, axes = draw.new(draw.WIDTH, 1.35 * len(found) + 0.7, len(found), 2, width_ratios=(1.15, 1))
         for place, ((arm, kind), lengths) in enumerate(found.items()):
             ours, theirs = axes[2 * place], axes[2 * place + 1]
-            trained = {m.arm: m.trained_tokens for m in gate.results.models}[arm]
-            labels = [f"{words.times(n / trained)}  {words.short_tokens(n)}" for n in lengths]
-            _bars(ours, labels, [{s: mean(rows, s) for s in paper.SEGMENTS} for rows in lengths.values()])
+            labels = [f"{words.times(n / trained[arm])}  {words.short_tokens(n)}" for n in lengths]
+            _bars(ours, labels, [{s: mean(rows, s) for s in SEGMENTS} for rows in lengths.values()])
             ours.set_title(f"{draw.visible(arm)}: {kind} layers", fontsize=9.5)
             name = paper.counterpart(variant(gate, arm))
             known = [(length, m) for length in paper.LENGTHS if (m := paper.mass(variant(gate, arm), kind, length))]

@@ -6,9 +6,10 @@ Where the paper drops a leading zero (``.0960``) it is written out; ``-`` is a c
 
 from dataclasses import dataclass
 
+from rnope.results import SEGMENTS
+
 CITATION = "Yang et al., Rope to Nope and Back Again: A New Hybrid Attention Strategy, Cohere, 2025"
 LINK = "https://arxiv.org/abs/2501.18795"
-SEGMENTS = ("begin", "needle", "context", "qc")
 LENGTHS = ("8k", "32k", "128k")
 
 

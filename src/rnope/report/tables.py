@@ -5,7 +5,7 @@ from rnope.report.blocks import Cell, Table, table
 from rnope.report.curves import offsets
 from rnope.report.gate import THRESHOLD, Gate, arms
 from rnope.report.masses import groups, variant
-from rnope.results import NeedleRow, wilson
+from rnope.results import SEGMENTS, NeedleRow, wilson
 
 ROW_NAMES = {
     "no-needle": "no needle in the context: must be near 0",
@@ -53,16 +53,15 @@ def scores(gate: Gate) -> Table | None:
     if not found:
         return None
     lengths = sorted({row.context_tokens for row in found})
-    trained = {(m.arm, m.seed): m.trained_tokens for m in gate.results.models}
     at = {(row.arm, row.seed, row.context_tokens): row for row in found}
     rows = []
     for s in gate.standings:
         if s.competent:
-            one = trained[s.arm, s.seed]
+            one = gate.trained[s.arm, s.seed]
             cells = [at.get((s.arm, s.seed, n)) for n in lengths]
             name = arm_cell(gate, s.arm, f"seed {s.seed}; 1× = {words.tokens(one)}")
             rows.append([name, *(Cell("") if row is None else _score_cell(row) for row in cells)])
-    base = min(trained.values())
+    base = min(gate.trained.values())
     head = [Cell("arm and seed"), *(Cell(words.tokens(n), words.times(n / base)) for n in lengths)]
     repeats = sorted({(r.context_tokens, r.haystack_repeats) for r in found if r.haystack_repeats > 1})
     note = f"Score of 10, then 95 % Wilson interval and number of answers. × counts {words.tokens(base)} tokens."
@@ -103,23 +102,24 @@ def differences(gate: Gate) -> Table | None:
 
 def raw(gate: Gate) -> Table | None:
     """The raw NIAH mean as the paper gives it, over lengths up to 1× and up to 2×."""
-    trained = {(m.arm, m.seed): m.trained_tokens for m in gate.results.models}
     rows: list[list[Cell | str]] = []
     for s in gate.standings:
         if not s.competent:
             continue
         own = [r for r in gate.needles() if (r.arm, r.seed) == (s.arm, s.seed)]
-        line: list[Cell | str] = [arm_cell(gate, s.arm, f"seed {s.seed}; 1× = {words.tokens(trained[s.arm, s.seed])}")]
+        line: list[Cell | str] = [
+            arm_cell(gate, s.arm, f"seed {s.seed}; 1× = {words.tokens(gate.trained[s.arm, s.seed])}")
+        ]
         for most in (1, 2):
-            upto = [r for r in own if r.context_tokens <= most * trained[s.arm, s.seed]]
+            upto = [r for r in own if r.context_tokens <= most * gate.trained[s.arm, s.seed]]
             hits, n = sum(r.hits for r in upto), sum(r.n for r in upto)
             low, high = wilson(hits, n)
-            reached = any(r.context_tokens == most * trained[s.arm, s.seed] for r in upto)
+            reached = any(r.context_tokens == most * gate.trained[s.arm, s.seed] for r in upto)
             text = words.score(10 * hits / n) if n and reached else ""
             line.append(Cell(text, f"{words.interval(10 * low, 10 * high)}\nn {n:,}" if text else ""))
         kind = variant(gate, s.arm)
         longest = max(m.trained_tokens for m in gate.results.models if m.variant == kind)
-        theirs = paper.raw_scores(kind) if trained[s.arm, s.seed] == longest else None
+        theirs = paper.raw_scores(kind) if gate.trained[s.arm, s.seed] == longest else None
         line += [Cell(theirs[1][x], theirs[0]) if theirs else "" for x in ("128k", "256k")]
         rows.append(line)
     if not rows:
@@ -232,7 +232,7 @@ def needle_mass(gate: Gate) -> Table | None:
                         arm_cell(gate, arm, f"seed {row.seed}; n {row.n}"),
                         kind,
                         Cell(words.tokens(length), words.times(length / trained[arm])),
-                        *(Cell(words.share(row.mass.get(s)), words.share(row.uniform.get(s))) for s in paper.SEGMENTS),
+                        *(Cell(words.share(row.mass.get(s)), words.share(row.uniform.get(s))) for s in SEGMENTS),
                         fold if needle is not None else "out of reach",
                         f"{row.best_head_needle:.3f}" if needle is not None else "",
                         Cell(
@@ -243,7 +243,7 @@ def needle_mass(gate: Gate) -> Table | None:
                     ]
                 )
     head = [
-        "arm and seed", "layers", "context, tokens", *paper.SEGMENTS, "needle against uniform", "needle, best head",
+        "arm and seed", "layers", "context, tokens", *SEGMENTS, "needle against uniform", "needle, best head",
         "needle, paper",
     ]  # fmt: skip
     note = (

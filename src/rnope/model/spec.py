@@ -253,6 +253,11 @@ SIZES: dict[str, dict[str, Any]] = {
         window=8, theta=1e4, logit_scale=0.125, norm_eps=1e-5,
         init=Init(embedding_std=1.0, embedding_shared_std=1.0, tie_query_key=True),
     ),
+    # What the benchmarks of inference run on a CPU: 100 million parameters.
+    "100m": dict(
+        num_layers=12, width=768, heads=12, kv_heads=4, head_size=64, ffn_width=2048, vocab_size=32_000,
+        window=512, theta=1e4, logit_scale=0.0625, norm_eps=1e-5, init=Init(embedding_std=0.5),
+    ),
     # For tests: grouped heads, both kinds of layer, and shapes that are all different.
     "tiny": dict(
         num_layers=4, width=32, heads=4, kv_heads=2, head_size=8, ffn_width=48, vocab_size=97,

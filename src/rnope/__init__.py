@@ -7,6 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rnope.generate import Engine as Engine
+    from rnope.generate import Greedy as Greedy
+    from rnope.generate import Sample as Sample
     from rnope.hf.folder import load as load
     from rnope.hf.folder import save as save
     from rnope.model.decoder import Decoder as Decoder
@@ -16,8 +19,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _PUBLIC = {
     "Decoder": "rnope.model.decoder",
+    "Engine": "rnope.generate",
+    "Greedy": "rnope.generate",
     "LayerSpec": "rnope.model.spec",
     "ModelConfig": "rnope.model.spec",
+    "Sample": "rnope.generate",
     "load": "rnope.hf.folder",
     "save": "rnope.hf.folder",
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from rnope.data.needles import UNIT_TOKENS, Context
 from rnope.evals.needles import Prompts
 from rnope.kernels.reference import visible
-from rnope.model.attention import RotaryTables, at_rows
+from rnope.model.attention import RotaryTables, tables_at
 from rnope.model.decoder import Block, Decoder
 from rnope.results import SEGMENTS, MassRow
 
@@ -24,7 +24,7 @@ def probabilities(block: Block, x: Tensor, tables: RotaryTables, rows: Tensor) -
     """Attention of `rows` [r] of the block's input `x` [1, t, width]: [h, r, t], float32, each row summing to 1."""
     normal = block.norm(x)
     keys, _ = block.attention.keys_values(normal, tables)
-    queries = block.attention.queries(normal[:, rows], at_rows(tables, rows))  # 1 h r d
+    queries = block.attention.queries(normal[:, rows], tables_at(tables, rows))  # 1 h r d
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)  # 1 h t d
     scores = (queries[0].float() @ keys[0].float().transpose(-1, -2)) * block.attention.head_size**-0.5
     seen = visible(rows, torch.arange(x.shape[1]), block.attention.spec.window, None)  # 1 r t

@@ -1,5 +1,8 @@
 """Attention of one layer: projections, the layer's position rule, and `attend`. It knows its `LayerSpec` and no other."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,16 +12,52 @@ from rnope.model.rope import rotate
 from rnope.model.spec import LayerSpec, ModelConfig
 
 RotaryTables = dict[float, tuple[Tensor, Tensor]]
-"""theta -> (cos, sin) for the positions at hand."""
+"""theta -> (cos, sin) for the positions at hand, each [t, d / 2], or [b, 1, t, d / 2] where rows differ."""
 
 
-def at_rows(tables: RotaryTables, rows: Tensor) -> RotaryTables:
-    """The tables of positions `rows` [r] alone."""
-    return {theta: (cos[rows], sin[rows]) for theta, (cos, sin) in tables.items()}
+class LayerMemory(Protocol):
+    """Keys and values that one layer keeps of the tokens before these; `rnope.generate.cache` has them."""
+
+    def extend(self, k: Tensor, v: Tensor) -> None:
+        """Keep `k` and `v` [b, kv, t, d] without asking anything of them."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, backend: str) -> Tensor:
+        """Attention of the last queries, `q` [b, h, tq, d], over what is kept and `k`, `v` [b, kv, t, d]; then these
+        are kept, too."""
+
+
+class Memory(Protocol):
+    """What a model keeps of the tokens before these, for all rows of a batch."""
+
+    @property
+    def layers(self) -> Sequence[LayerMemory]: ...
+    def positions(self, tokens: int) -> Tensor:
+        """Positions of the next `tokens` tokens, [t] or [b, t]."""
+
+
+Rows = Tensor | int
+"""Some positions of a sequence: int64 [r], or how many of the last."""
+
+
+def at_rows(x: Tensor, rows: Rows) -> Tensor:
+    """`x` [..., t, n] at `rows` alone, [..., r, n]."""
+    return x[..., rows, :] if isinstance(rows, Tensor) else x[..., x.shape[-2] - rows :, :]
+
+
+def layer_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Bias-free, mean-subtracting, in float32 (Command R); `weight` [width], or [heads, head_size] normed over the last."""
+    if weight.ndim == 1:
+        return F.layer_norm(x.float(), x.shape[-1:], weight.float(), eps=eps).type_as(x)
+    return (F.layer_norm(x.float(), x.shape[-1:], eps=eps) * weight.float()).type_as(x)
+
+
+def tables_at(tables: RotaryTables, rows: Rows) -> RotaryTables:
+    """The tables of positions `rows` alone."""
+    return {theta: (at_rows(cos, rows), at_rows(sin, rows)) for theta, (cos, sin) in tables.items()}
 
 
 class LayerNorm(nn.Module):
-    """Bias-free, mean-subtracting, in float32 (Command R); `shape` may be (heads, head_size), normalised over the last."""
+    """`layer_norm` with its weight, of `shape`."""
 
     def __init__(self, *shape: int, eps: float) -> None:
         super().__init__()
@@ -26,9 +65,7 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.ndim == 1:
-            return F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), eps=self.eps).type_as(x)
-        return (F.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * self.weight.float()).type_as(x)
+        return layer_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -38,6 +75,8 @@ class Attention(nn.Module):
         super().__init__()
         self.spec = spec
         self.head_size = config.head_size
+        self.backend = "auto"
+        """Of `rnope.kernels.attend`."""
         self.query = nn.Linear(config.width, config.heads * config.head_size, bias=False)
         self.key = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
         self.value = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
@@ -63,12 +102,28 @@ class Attention(nn.Module):
         return heads if self.spec.theta is None else rotate(heads, tables[self.spec.theta])
 
     def forward(
-        self, x: Tensor, tables: RotaryTables, *, starts: Tensor | None = None, rows: Tensor | None = None
+        self,
+        x: Tensor,
+        tables: RotaryTables,
+        *,
+        starts: Tensor | None = None,
+        rows: Rows | None = None,
+        memory: LayerMemory | None = None,
     ) -> Tensor:
-        """Mix `x` [b, t, width]; with `rows` [r] only those positions are queries and the result is [b, r, width]."""
+        """Mix `x` [b, t, width]; with `rows` only those positions are queries and the result is [b, r, width].
+
+        `starts` are those of the queries. With a `memory`, `rows` is a number.
+        """
         k, v = self.keys_values(x, tables)
         if rows is not None:
-            x, tables = x[:, rows], at_rows(tables, rows)
-        q = self.queries(x, tables)
-        mixed = attend(q, k, v, window=self.spec.window, starts=starts, rows=rows)
+            x, tables = at_rows(x, rows), tables_at(tables, rows)
+        if memory is not None:
+            if x.shape[1] == 0:
+                memory.extend(k, v)
+                return x
+            mixed = memory.attend(self.queries(x, tables), k, v, backend=self.backend)
+        else:
+            places = rows if isinstance(rows, Tensor) else None
+            q = self.queries(x, tables)
+            mixed = attend(q, k, v, window=self.spec.window, starts=starts, rows=places, backend=self.backend)
         return self.output(mixed.transpose(1, 2).flatten(-2))

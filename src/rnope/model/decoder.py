@@ -1,11 +1,13 @@
 """The decoder: parallel blocks between a tied embedding and its head. Single-device and pure: no mesh, no globals."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnope.errors import ConfigError
-from rnope.model.attention import Attention, LayerNorm, RotaryTables
+from rnope.model.attention import Attention, LayerMemory, LayerNorm, Memory, RotaryTables, Rows, at_rows
 from rnope.model.rope import rotary_table
 from rnope.model.spec import LayerSpec, ModelConfig
 
@@ -33,12 +35,18 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: Tensor, tables: RotaryTables, *, starts: Tensor | None = None, rows: Tensor | None = None
+        self,
+        x: Tensor,
+        tables: RotaryTables,
+        *,
+        starts: Tensor | None = None,
+        rows: Rows | None = None,
+        memory: LayerMemory | None = None,
     ) -> Tensor:
         normal = self.norm(x)
-        mixed = self.attention(normal, tables, starts=starts, rows=rows)
+        mixed = self.attention(normal, tables, starts=starts, rows=rows, memory=memory)
         if rows is not None:
-            x, normal = x[:, rows], normal[:, rows]
+            x, normal = at_rows(x, rows), at_rows(normal, rows)
         return x + mixed + self.feed_forward(normal)
 
 
@@ -86,31 +94,39 @@ class Decoder(nn.Module):
         return list(self.layers)  # type: ignore[arg-type]
 
     def rotary_tables(self, positions: Tensor) -> RotaryTables:
-        """Cosines and sines for `positions` [t], one pair per theta in use."""
-        return {theta: rotary_table(positions, self.config.head_size, theta) for theta in self.config.thetas}
+        """Cosines and sines for `positions` [t] or [b, t], one pair per theta in use."""
+        places = positions if positions.dim() == 1 else positions[:, None]  # b 1 t: the same for all heads
+        return {theta: rotary_table(places, self.config.head_size, theta) for theta in self.config.thetas}
 
-    def hidden(self, ids: Tensor, *, starts: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, *, starts: Tensor | None = None, rows: Rows | None = None, memory: Memory | None = None
+    ) -> Tensor:
         """Final, normed states [b, t, width] of token `ids` [b, t].
 
         Args:
             ids: token ids; every id must be below ``vocab_size``.
             starts: [b, t], the first position that each token may see: left padding and document bounds.
-            rows: [r], the positions that are wanted. The last layer then computes only those queries (and keys and
-                values for all), so that a hybrid whose last layer is full reads long contexts in linear time.
+            rows: the positions that are wanted, [r], or how many of the last. The last layer then computes only those
+                queries (and keys and values for all), so that a hybrid whose last layer is full reads long contexts in
+                linear time.
+            memory: what is kept of the tokens before `ids`; these are added to it. It excludes `starts` and [r] `rows`.
 
         Raises:
             ConfigError: an id outside the vocabulary (looked for on the CPU only; a GPU would have to wait for it).
         """
         if ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_ids(ids)
-        tables = self.rotary_tables(torch.arange(ids.shape[1], device=ids.device))
+        assert memory is None or (starts is None and not isinstance(rows, Tensor))
+        length, blocks = ids.shape[1], self.blocks
+        positions = torch.arange(length, device=ids.device) if memory is None else memory.positions(length)
+        tables = self.rotary_tables(positions)
+        kept: Sequence[LayerMemory | None] = [None] * len(blocks) if memory is None else memory.layers
         x = self.embedding(ids)
-        *early, last = self.blocks
-        for block in early:
-            x = block(x, tables, starts=starts)
+        for block, layer in zip(blocks[:-1], kept, strict=False):
+            x = block(x, tables, starts=starts, memory=layer)
         if rows is not None and starts is not None:
-            starts = starts[:, rows]
-        return self.norm(last(x, tables, starts=starts, rows=rows))
+            starts = at_rows(starts[..., None], rows)[..., 0]
+        return self.norm(blocks[-1](x, tables, starts=starts, rows=rows, memory=kept[-1]))
 
     def _check_ids(self, ids: Tensor) -> None:
         low, high = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
@@ -126,6 +142,6 @@ class Decoder(nn.Module):
         """Next-token logits [..., vocab] of final `states` [..., width]."""
         return F.linear(states, self.embedding.weight) * self.config.logit_scale
 
-    def forward(self, ids: Tensor, *, starts: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, *, starts: Tensor | None = None, rows: Rows | None = None) -> Tensor:
         """Logits [b, t, vocab] (or [b, r, vocab] for `rows`); see `hidden`."""
         return self.logits(self.hidden(ids, starts=starts, rows=rows))

@@ -1,0 +1,88 @@
+"""Whether a context fits into memory, asked before it is read. It knows what an engine allocates, and nothing of text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rnope.errors import ConfigError
+from rnope.generate.cache import BLOCK_TOKENS, State
+
+if TYPE_CHECKING:
+    from rnope.generate.engine import Engine
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_room(engine: "Engine", wanted: Sequence[tuple[State, int]]) -> None:
+    """Refuse contexts that would not fit.
+
+    Args:
+        wanted: states, and how many tokens each is to have.
+
+    Raises:
+        ConfigError: says how many tokens would fit.
+    """
+    free = free_bytes(engine.device)
+    if free is None:
+        return
+    needed = _needed(engine, wanted)
+    if needed <= free:
+        return
+    low, high = 0, max(tokens for _, tokens in wanted)
+    while low < high:  # The largest context that all of them could have.
+        middle = (low + high + 1) // 2
+        if _needed(engine, [(state, min(tokens, middle)) for state, tokens in wanted]) <= free:
+            low = middle
+        else:
+            high = middle - 1
+    raise ConfigError(
+        "prompt and new tokens",
+        max(tokens for _, tokens in wanted),
+        f"{len(wanted)} context(s) of so many tokens need {needed / 2**30:,.2f} GiB, and {free / 2**30:,.2f} GiB are free",
+        f"At most {low:,} tokens fit: shorten them, or use fewer sequences or a 16-bit dtype.",
+    )
+
+
+def _needed(engine: "Engine", wanted: Sequence[tuple[State, int]]) -> int:
+    """Bytes that are not allocated yet: caches in whole blocks, the slots of one layer twice while they grow, a chunk."""
+    caches = 0
+    for state, tokens in wanted:
+        blocks = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+        caches += max(0, engine.cache_bytes(blocks) - state.held_bytes)
+    full = 2 * engine.config.kv_heads * engine.config.head_size * engine.dtype.itemsize
+    grown = full * max(tokens for _, tokens in wanted)
+    return caches + grown + chunk_bytes(engine)
+
+
+def chunk_bytes(engine: "Engine") -> int:
+    """About what one chunk holds at the widest place of a layer, and a row of logits."""
+    config, size = engine.config, engine.dtype.itemsize
+    values = 6 * config.width + 3 * config.ffn_width + 4 * config.heads * config.head_size
+    return engine.prefill_chunk_tokens * values * size + 8 * config.vocab_size
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on `device`, within a container's limit; None where it cannot be known."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    if device.type != "cpu":
+        return None
+    bounds = []
+    for line in _lines(Path("/proc/meminfo")):
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            bounds.append(int(value.split()[0]) * 1024)
+    limit, used = _lines(_CGROUP / "memory.max"), _lines(_CGROUP / "memory.current")
+    if limit and used and limit[0].isdigit():
+        bounds.append(max(0, int(limit[0]) - int(used[0])))
+    return min(bounds, default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -15,7 +15,7 @@ export PYTHONPATH := src
 endif
 RUN := $(PY) -m rnope
 
-.PHONY: demo fair test test-slow lint clean
+.PHONY: demo fair test test-slow test-gpu lint clean
 
 demo: $(READY)  ## the comparison on two CPU cores, about ten minutes
 	$(RUN) compare cpu-demo --out $(OUT)/cpu-demo
@@ -33,6 +33,9 @@ test: lint
 
 test-slow: $(READY)
 	$(PY) -m pytest -m "slow and not gpu"
+
+test-gpu: $(READY)  ## on a machine with a GPU; SYSTEM_TORCH=1 where its torch is the right one
+	$(PY) -m pytest -m gpu
 
 # torch first and exact, so that pip's own settings (an index of CPU builds, a folder of wheels) decide which build it is.
 $(VENV)/.installed: pyproject.toml

@@ -5,7 +5,7 @@ special ids, so that `AutoTokenizer` reads them alike.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +106,18 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of `text` as a model is given it: with the special tokens that the tokenizer's file adds (BOS)."""
+        return list(self.backend.encode(text).ids)
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Text of `ids` as they come, without special tokens; a character of several tokens comes with its last."""
+        decoder = decoders.DecodeStream(skip_special_tokens=True)
+        for token in ids:
+            piece = decoder.step(self.backend, token)
+            if piece:
+                yield piece
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""

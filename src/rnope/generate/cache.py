@@ -249,6 +249,13 @@ class State:
         """Allocated, also where a fork shares it."""
         return sum(layer.slots.bytes for layer in self.layers)
 
+    def held_by_kind(self) -> dict[str, int]:
+        """`held_bytes` of the layers of each `LayerSpec.kind`."""
+        held: dict[str, int] = {}
+        for layer in self.layers:
+            held[layer.spec.kind] = held.get(layer.spec.kind, 0) + layer.slots.bytes
+        return held
+
     def fork(self) -> "State":
         """A second state that goes on from here on its own. Full layers share memory until both have gone on."""
         twin = State([layer.fork() for layer in self.layers], self.device, self.family)

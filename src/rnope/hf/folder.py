@@ -162,6 +162,7 @@ def load(
     """
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigError("dtype", dtype, "weights are floating-point numbers", "Use torch.float32 or torch.bfloat16.")
+    place = _device(device)
     path = Path(folder).expanduser()
     config = read_config(path)
     with torch.device("meta"):
@@ -178,9 +179,25 @@ def load(
     head = tensors.pop(HEAD, None)
     if head is not None and not torch.equal(head, tensors[EMBEDDING]):
         raise UserError(f"{path}: {HEAD} differs from {EMBEDDING}; rnope has only tied heads. Use transformers for it.")
-    state = {ours: tensors[theirs].to(device=device, dtype=dtype) for ours, theirs in tensor_names(config).items()}
+    state = {ours: tensors[theirs].to(device=place, dtype=dtype) for ours, theirs in tensor_names(config).items()}
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """`device`, or the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    try:
+        place = torch.device(device or "cpu")
+    except RuntimeError:
+        raise ConfigError("device", str(device), "is not the name of a device", "Use cpu, cuda or cuda:N.") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        found = f"this machine has {torch.cuda.device_count()} that PyTorch can use"
+        raise ConfigError("device", str(device), found, "Use cpu, or a build of PyTorch for the machine's GPU.")
+    return place
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -201,6 +218,31 @@ def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
     block = _read_json(Path(folder).expanduser() / "config.json").get("rnope")
     found = block.get("provenance") if isinstance(block, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def read_context_tokens(folder: str | os.PathLike[str]) -> int:
+    """The longest trained context of a model folder, as its config.json has it.
+
+    Raises:
+        UserError: the file cannot be read, or has no such number.
+    """
+    path = Path(folder).expanduser() / "config.json"
+    found = _read_json(path).get("max_position_embeddings")
+    if type(found) is not int or found < 1:
+        rule, remedy = "must be a whole number above 0", "Write the longest context it was trained on."
+        raise ConfigError(f"{path}: max_position_embeddings", found, rule, remedy)
+    return found
+
+
+def read_stop_ids(folder: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Ids of the tokens that end a text: those of generation_config.json where it has some, else of config.json."""
+    path = Path(folder).expanduser()
+    for file in (path / "generation_config.json", path / "config.json"):
+        found = _read_json(file).get("eos_token_id") if file.exists() else None
+        ids = found if isinstance(found, list) else [found]
+        if ids and all(type(i) is int for i in ids):
+            return tuple(ids)
+    return ()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

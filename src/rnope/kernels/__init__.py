@@ -3,6 +3,6 @@
 Kernels sit below the model: they know tensors, windows and positions, and nothing about layers, caches or training.
 """
 
-from rnope.kernels.attend import attend
+from rnope.kernels.attend import attend, choose
 
-__all__ = ["attend"]
+__all__ = ["attend", "choose"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rnope.errors import ConfigError, unknown
-from rnope.kernels import blockwise, reference
+from rnope.kernels import blockwise, flex, reference, sdpa, varlen
+from rnope.kernels.request import Request, refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,15 +20,69 @@ class Backend:
 
     run: Callable[..., Tensor]
     """``run(q, k, v, window=…, starts=…, rows=…)``; its arguments have passed `attend`'s checks."""
-    refusal: Callable[..., ConfigError | None]
-    """``refusal(q, window=…, starts=…, rows=…)``: None, or the error that says what is not supported and what to do."""
+    refusal: Callable[[Request], ConfigError | None]
+    """None, or the error that says what is not supported and what to do."""
+
+
+def _without_values(request: Request) -> ConfigError | None:
+    """`blockwise` reads starts and rows to find which keys a tile needs."""
+    if request.device.type == "meta" and (request.starts or request.rows):
+        rule = "'blockwise' reads the values of starts and rows, which meta tensors lack"
+        return refused("blockwise", rule, "Use 'reference' or 'auto'.")
+    return None
 
 
 BACKENDS: dict[str, Backend] = {
-    "blockwise": Backend(run=blockwise.attend, refusal=blockwise.refusal),
+    "sdpa": Backend(run=sdpa.attend, refusal=sdpa.refusal),
+    "varlen": Backend(run=varlen.attend, refusal=varlen.refusal),
+    "flex": Backend(run=flex.attend, refusal=flex.refusal),
+    "blockwise": Backend(run=blockwise.attend, refusal=_without_values),
     "reference": Backend(run=reference.attend, refusal=reference.refusal),
 }
-"""In order of preference: ``"auto"`` takes the first that does not refuse."""
+AUTO = {"cuda": ("sdpa", "varlen", "flex", "blockwise", "reference")}
+"""Device -> backends in order of preference: ``"auto"`` takes the first that does not refuse."""
+AUTO_ELSEWHERE = ("blockwise", "reference")
+
+
+def choose(
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    window: int | None,
+    head_size: int,
+    heads: int,
+    kv_heads: int,
+    starts: bool = False,
+    rows: bool = False,
+    grad: bool = False,
+    single: bool = False,
+) -> str:
+    """The backend that ``"auto"`` takes, for plans and reports; asks nothing of a device that is not there.
+
+    Args:
+        device, dtype: of queries, keys and values.
+        window: as for `attend`; a window that reaches over all keys counts as None.
+        head_size, heads, kv_heads: the shape of the layer.
+        starts, rows: whether `attend` is given them.
+        grad: whether gradients are wanted.
+        single: one query for each sequence, as in decoding.
+    """
+    return _automatic(
+        Request(torch.device(device), dtype, window, head_size, heads, kv_heads, starts, rows, grad, single)
+    )
+
+
+_CHOSEN: dict[Request, str] = {}
+
+
+def _automatic(request: Request) -> str:
+    """The choice, made once for each request: a dictionary, since `torch.compile` complains of `lru_cache`."""
+    name = _CHOSEN.get(request)
+    if name is None:
+        names = AUTO.get(request.device.type, AUTO_ELSEWHERE)
+        name = next(name for name in names if BACKENDS[name].refusal(request) is None)  # The last refuses nothing.
+        _CHOSEN[request] = name
+    return name
 
 
 def attend(
@@ -62,35 +117,48 @@ def attend(
         ConfigError: shapes, dtypes or devices that do not fit; an unknown backend, or one that refuses the request.
     """
     _check(q, k, v, window, starts, rows)
-    if backend != "auto" and backend not in BACKENDS:
+    if window is not None and window >= k.shape[2]:
+        window = None
+    _, h, tq, d = q.shape
+    request = Request(
+        q.device,
+        q.dtype,
+        window,
+        d,
+        h,
+        k.shape[1],
+        starts is not None,
+        rows is not None,
+        torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+        tq == 1 and rows is None,
+    )
+    if backend == "auto":
+        backend = _automatic(request)
+    elif backend not in BACKENDS:
         raise unknown("backend", backend, "attention backend", ["auto", *BACKENDS])
-    refused: ConfigError | None = None
-    for name in BACKENDS if backend == "auto" else (backend,):
-        refused = BACKENDS[name].refusal(q, window=window, starts=starts, rows=rows)
-        if refused is None:
-            return BACKENDS[name].run(q, k, v, window=window, starts=starts, rows=rows)
-    assert refused is not None
-    raise refused
+    elif (error := BACKENDS[backend].refusal(request)) is not None:
+        raise error
+    return BACKENDS[backend].run(q, k, v, window=window, starts=starts, rows=rows)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, starts: Tensor | None, rows: Tensor | None) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != 4 or 0 in x.shape:
-            raise ConfigError(f"{name}.shape", tuple(x.shape), "must be [b, h, t, d], none of them 0", "Reshape it.")
-    b, h, tq, d = q.shape
-    kv, tk = k.shape[1:3]
-    if k.shape != (b, kv, tk, d) or v.shape != k.shape:
-        shapes = (tuple(k.shape), tuple(v.shape))
+    """Raise what is wrong. Decoding comes here for each layer of each token, so that what is right costs little."""
+    shape, keys = q.shape, k.shape
+    for name, size in (("q", shape), ("k", keys)):
+        if len(size) != 4 or 0 in size:
+            raise ConfigError(f"{name}.shape", tuple(size), "must be [b, h, t, d], none of them 0", "Reshape it.")
+    (b, h, tq, d), (_, kv, tk, _) = shape, keys
+    if keys != v.shape or keys[0] != b or keys[3] != d:
+        shapes = (tuple(keys), tuple(v.shape))
         raise ConfigError("k, v", shapes, f"must both be [{b}, kv, tk, {d}] to go with q", "Give them one shape.")
     if h % kv:
         raise ConfigError("k.shape[1]", kv, f"must divide the number of query heads, {h}", "Use a divisor.")
-    dtypes, devices = {x.dtype for x in (q, k, v)}, {x.device for x in (q, k, v)}
-    if len(dtypes) > 1 or not q.is_floating_point():
+    dtype, device = q.dtype, q.device
+    if k.dtype != dtype or v.dtype != dtype or not dtype.is_floating_point:
+        dtypes = {x.dtype for x in (q, k, v)}
         raise ConfigError("q, k, v", dtypes, "must have one floating dtype", "Cast them to q's with .to(q.dtype).")
-    for index in (starts, rows):
-        if index is not None:
-            devices.add(index.device)
-    if len(devices) > 1:
+    if k.device != device or v.device != device or any(x is not None and x.device != device for x in (starts, rows)):
+        devices = {x.device for x in (q, k, v, starts, rows) if x is not None}
         raise ConfigError("q, k, v, starts, rows", devices, "must be on one device", "Move them to q's.")
     if window is not None and window < 1:
         raise ConfigError(

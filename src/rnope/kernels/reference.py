@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rnope.errors import ConfigError
+from rnope.kernels.request import Request
 
 
 def attend(
@@ -25,7 +26,7 @@ def attend(
     return (weights @ values).to(q.dtype)
 
 
-def refusal(q: Tensor, *, window: int | None, starts: Tensor | None, rows: Tensor | None) -> ConfigError | None:
+def refusal(request: Request) -> ConfigError | None:
     """None: everything is supported."""
     return None
 

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
 
+from rnope import units
 from rnope.report import curves, draw, masses, words
 from rnope.report.gate import THRESHOLD, Gate, arms, pooled
 from rnope.results import NeedleRow
@@ -168,8 +169,8 @@ def _cost(gate: Gate) -> bytes | None:
         return None
     style = draw.styles(arms(gate.results))
     titles = (
-        ("keys and values held per sequence", "bytes, 2 a value", 2, words.size),
-        ("one prefill", "floating-point operations", 10, words.flops),
+        ("keys and values held per sequence", "bytes, 2 a value", 2, units.size),
+        ("one prefill", "floating-point operations", 10, units.flops),
     )
     with draw.look():
         figure, axes = draw.new(draw.WIDTH, 3.8, 1, 2)

@@ -1,5 +1,6 @@
 """The tables of the report: rows of the results, formatted, each score with its n, seed and interval."""
 
+from rnope import units
 from rnope.report import draw, paper, words
 from rnope.report.blocks import Cell, Table, table
 from rnope.report.curves import offsets
@@ -269,7 +270,7 @@ def costs(gate: Gate) -> Table | None:
         for n in map(str, picked):
             cache, prefill = model.cache_bytes.get(n), model.prefill_flops.get(n)
             line.append(
-                Cell("" if cache is None else words.size(cache), "" if prefill is None else words.flops(prefill))
+                Cell("" if cache is None else units.size(cache), "" if prefill is None else units.flops(prefill))
             )
         line.append(Cell(" / ".join(spent), "seeds " + ", ".join(str(m.seed) for m in models)))
         line.append(model.setting)

@@ -72,7 +72,7 @@ class Engine:
             (`compile_seconds`).
         int8: decode with weights rounded to 8 bits (prompts are read with the weights as they are). It costs a byte per
             weight beside them, and pays where compiled.
-        backend: of `rnope.kernels.attend`, for all layers.
+        backend: of `rnope.kernels.attend`; None leaves the model's.
 
     Raises:
         ConfigError: a chunk below 1, a model without weights, an unknown backend.
@@ -80,7 +80,7 @@ class Engine:
 
     def __init__(
         self, model: Decoder, *, prefill_chunk_tokens: int = 2048,
-        compiled: bool = False, int8: bool = False, backend: str = "auto",
+        compiled: bool = False, int8: bool = False, backend: str | None = None,
     ) -> None:  # fmt: skip
         if prefill_chunk_tokens < 1:
             raise ConfigError(
@@ -91,8 +91,8 @@ class Engine:
         self.model = model
         self.config = model.config
         self.prefill_chunk_tokens = prefill_chunk_tokens
-        for block in model.blocks:
-            block.attention.backend = backend
+        if backend is not None:
+            model.use_backend(backend)
         self._step = Step(model, int8=int8, compiled=compiled)
         self._states: WeakSet[State] = WeakSet()
 
@@ -206,7 +206,7 @@ class Engine:
 
     def generate(
         self, prompts: Sequence[Ids], max_new_tokens: int = 64, sampling: Sampling | None = None, *,
-        stop_ids: Sequence[int] = (), after: State | None = None,
+        stop_ids: Sequence[int] = (), after: State | None = None, progress: Callable[[int], None] | None = None,
     ) -> Generation:  # fmt: skip
         """Continue each of `prompts`.
 
@@ -216,13 +216,14 @@ class Engine:
             sampling: `Greedy` (the default) or `Sample`.
             stop_ids: a sequence ends with the first of these.
             after: what all prompts have before them; each goes on from a fork of it, and it stays as it is.
+            progress: called while prompts are read, with how many tokens of all of them were.
 
         Raises:
             ConfigError: as `prefill`, and for `max_new_tokens` below 1. Memory is checked for all before any is read.
         """
         states, tokens = self._begun(prompts, max_new_tokens, after)
         made: list[list[int]] = [[] for _ in states]
-        for token in self._run(states, tokens, max_new_tokens, sampling or Greedy(), stop_ids):
+        for token in self._run(states, tokens, max_new_tokens, sampling, stop_ids, progress):
             made[token.sequence].append(token.id)
         return Generation(tokens=made, stopped=[bool(row) and row[-1] in stop_ids for row in made], states=states)
 
@@ -230,13 +231,9 @@ class Engine:
         self, prompts: Sequence[Ids], max_new_tokens: int = 64, sampling: Sampling | None = None, *,
         stop_ids: Sequence[int] = (), after: State | None = None, progress: Callable[[int], None] | None = None,
     ) -> Iterator[Token]:  # fmt: skip
-        """`generate`, token by token: one of each unfinished sequence in turn.
-
-        Args:
-            progress: called while prompts are read, with how many tokens of all of them were.
-        """
+        """`generate`, token by token: one of each unfinished sequence in turn. What is wrong is said at once."""
         states, tokens = self._begun(prompts, max_new_tokens, after)
-        return self._run(states, tokens, max_new_tokens, sampling or Greedy(), stop_ids, progress)
+        return self._run(states, tokens, max_new_tokens, sampling, stop_ids, progress)
 
     def _begun(
         self, prompts: Sequence[Ids], max_new_tokens: int, after: State | None
@@ -255,10 +252,17 @@ class Engine:
         return states, tokens
 
     def _run(
-        self, states: list[State], prompts: list[Tensor], max_new_tokens: int, sampling: Sampling,
-        stop_ids: Sequence[int], progress: Callable[[int], None] | None = None,
+        self, states: list[State], prompts: list[Tensor], max_new_tokens: int, sampling: Sampling | None,
+        stop_ids: Sequence[int], progress: Callable[[int], None] | None,
     ) -> Iterator[Token]:  # fmt: skip
-        chances = sampling.generators(len(states), self.device)
+        rule = sampling or Greedy()
+        chances = rule.generators(len(states), self.device)
+        return self._tokens_of(states, prompts, max_new_tokens, rule, chances, stop_ids, progress)
+
+    def _tokens_of(
+        self, states: list[State], prompts: list[Tensor], max_new_tokens: int, sampling: Sampling,
+        chances: list[torch.Generator | None], stop_ids: Sequence[int], progress: Callable[[int], None] | None,
+    ) -> Iterator[Token]:  # fmt: skip
         before = 0
         for state, ids in zip(states, prompts, strict=True):
             self._read(state, ids, None if progress is None else _offset(progress, before))
@@ -293,7 +297,9 @@ class Engine:
         rows = [self._tokens(row, f"targets[{i}]") for i, row in enumerate(given)]
         prompt = self._tokens(ids, "ids")
         state = self.new_state()
-        check_room(self, [(state, len(prompt) + max(len(row) for row in rows))])
+        longest = len(prompt) + max(len(row) for row in rows)
+        check_room(self, [(state, longest)])
+        state.reserve(longest)  # Now, so that no fork has to copy it to grow.
         self._read(state, prompt)
         scores = [self._follow(state.fork(), row) for row in rows]
         return scores[0] if one else scores
@@ -302,8 +308,7 @@ class Engine:
     def _follow(self, state: State, target: Tensor) -> list[float]:
         """Log-probabilities of `target` after `state`, which is changed."""
         scores = [_log_chances(_logits(state)[None], target[:1])]
-        state.reserve(state.tokens + len(target) - 1)  # The last token is scored, not read.
-        for begin in range(0, len(target) - 1, self.prefill_chunk_tokens):
+        for begin in range(0, len(target) - 1, self.prefill_chunk_tokens):  # The last token is scored, not read.
             chunk = target[begin:-1][: self.prefill_chunk_tokens]
             follow = target[begin + 1 :][: len(chunk)]
             hidden = self._pass(state, chunk, rows=len(chunk))[0]  # t w

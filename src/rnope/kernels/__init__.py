@@ -3,6 +3,6 @@
 Kernels sit below the model: they know tensors, windows and positions, and nothing about layers, caches or training.
 """
 
-from rnope.kernels.attend import attend, choose
+from rnope.kernels.attend import attend, check_backend, choose
 
-__all__ = ["attend", "choose"]
+__all__ = ["attend", "check_backend", "choose"]

@@ -134,11 +134,17 @@ def attend(
     )
     if backend == "auto":
         backend = _automatic(request)
-    elif backend not in BACKENDS:
-        raise unknown("backend", backend, "attention backend", ["auto", *BACKENDS])
-    elif (error := BACKENDS[backend].refusal(request)) is not None:
-        raise error
+    else:
+        check_backend(backend)
+        if (error := BACKENDS[backend].refusal(request)) is not None:
+            raise error
     return BACKENDS[backend].run(q, k, v, window=window, starts=starts, rows=rows)
+
+
+def check_backend(name: str) -> None:
+    """Raise the error that names the nearest backend, unless `name` is one, or ``"auto"``."""
+    if name != "auto" and name not in BACKENDS:
+        raise unknown("backend", name, "attention backend", ["auto", *BACKENDS])
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, starts: Tensor | None, rows: Tensor | None) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnope.errors import ConfigError
+from rnope.kernels import check_backend
 from rnope.model.attention import Attention, LayerMemory, LayerNorm, Memory, RotaryTables, Rows, at_rows
 from rnope.model.rope import rotary_table
 from rnope.model.spec import LayerSpec, ModelConfig
@@ -92,6 +93,16 @@ class Decoder(nn.Module):
     def blocks(self) -> list[Block]:
         """The layers, typed."""
         return list(self.layers)  # type: ignore[arg-type]
+
+    def use_backend(self, name: str) -> None:
+        """Compute attention by the backend `name` of `rnope.kernels`, or ``"auto"``.
+
+        Raises:
+            ConfigError: there is no such backend.
+        """
+        check_backend(name)
+        for block in self.blocks:
+            block.attention.backend = name
 
     def rotary_tables(self, positions: Tensor) -> RotaryTables:
         """Cosines and sines for `positions` [t] or [b, t], one pair per theta in use."""

@@ -95,7 +95,7 @@ class Step:
             places = [
                 None if theta is None else tables[theta] for theta in (spec.theta for spec in model.config.layers)
             ]
-            x, previous, mixed = model.embedding.weight[token], self.layers[0], None
+            x, previous, mixed = model.embedding.weight[token].clone(), self.layers[0], None
             for weights, place, attention, cache in zip(
                 self.layers, places, self.attentions, state.layers, strict=True
             ):

@@ -1,9 +1,10 @@
 """Attention that never holds all scores: windows cost time and memory linear in length, forward and backward.
 
-Three ways, by the shape of the request, the same numbers from each (`reference` is the twin):
+Four ways, by the shape of the request, the same numbers from each (`reference` is the twin):
 
 - full span, every position a query: torch's own fused kernel;
 - short rows: `banded`, one batch of blocks;
+- a window over long rows, on the CPU: `windowed`, many blocks at a time;
 - everything else: tile after tile, weights computed again in the backward pass, gradients written in place.
 
 A tile holds whole rows of scores, so softmax needs no running sums. This knows nothing of layers or caches, and its
@@ -22,6 +23,7 @@ from rnope.errors import ConfigError
 from rnope.kernels import tile
 from rnope.kernels.banded import Band, Banded
 from rnope.kernels.reference import softmax_dtype, visible
+from rnope.kernels.windowed import Windowed
 
 TILE_QUERIES = 128
 """Queries of a tile: thinner matrix products are slow, taller ones waste work outside the window."""
@@ -39,6 +41,7 @@ def attend(
     """`rnope.kernels.attend` in blocks."""
     b, h, tq, _ = q.shape
     tk = k.shape[2]
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # As torch's kernels take for granted.
     if window is not None and window >= tk:
         window = None
     if tq == tk and rows is None:
@@ -53,6 +56,8 @@ def attend(
     if tq == 1 and rows is None and starts is None:
         near = slice(None if window is None else -window, None)  # All of them are seen: no mask.
         return F.scaled_dot_product_attention(_folded(q, k), k[:, :, near], v[:, :, near]).reshape(q.shape)
+    if window is not None and rows is None and q.device.type == "cpu":
+        return Windowed.apply(q, k, v, starts, window)
     return Tiled.apply(q, k, v, window, starts, rows)
 
 

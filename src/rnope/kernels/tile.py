@@ -7,8 +7,6 @@ a query sees nothing. It does not know which positions these are.
 import torch
 from torch import Tensor
 
-from rnope.kernels.reference import softmax_dtype
-
 ALIGNED = 16
 """Tiles whose width is a multiple of this are up to twice as fast: matrix products and softmax have no ragged end."""
 
@@ -25,7 +23,7 @@ def scores(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
 
 def weights(masked: Tensor, blind: Tensor | None) -> Tensor:
     """Probabilities of `scores`, in their dtype; zeros for the blind."""
-    chances = masked.softmax(-1, dtype=softmax_dtype(masked.dtype)).to(masked.dtype)
+    chances = masked.softmax(-1)  # Which computes in float32 for 16 bits.
     return chances if blind is None else chances.masked_fill_(blind, 0.0)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rnope.errors import ConfigError, unknown
 from rnope.kernels import blockwise, flex, reference, sdpa, varlen
-from rnope.kernels.request import Request, refused
+from rnope.kernels.request import Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,19 +24,11 @@ class Backend:
     """None, or the error that says what is not supported and what to do."""
 
 
-def _without_values(request: Request) -> ConfigError | None:
-    """`blockwise` reads starts and rows to find which keys a tile needs."""
-    if request.device.type == "meta" and (request.starts or request.rows):
-        rule = "'blockwise' reads the values of starts and rows, which meta tensors lack"
-        return refused("blockwise", rule, "Use 'reference' or 'auto'.")
-    return None
-
-
 BACKENDS: dict[str, Backend] = {
     "sdpa": Backend(run=sdpa.attend, refusal=sdpa.refusal),
     "varlen": Backend(run=varlen.attend, refusal=varlen.refusal),
     "flex": Backend(run=flex.attend, refusal=flex.refusal),
-    "blockwise": Backend(run=blockwise.attend, refusal=_without_values),
+    "blockwise": Backend(run=blockwise.attend, refusal=blockwise.refusal),
     "reference": Backend(run=reference.attend, refusal=reference.refusal),
 }
 AUTO = {"cuda": ("sdpa", "varlen", "flex", "blockwise", "reference")}

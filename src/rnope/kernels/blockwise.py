@@ -23,6 +23,7 @@ from rnope.errors import ConfigError
 from rnope.kernels import tile
 from rnope.kernels.banded import Band, Banded
 from rnope.kernels.reference import softmax_dtype, visible
+from rnope.kernels.request import Request, refused
 from rnope.kernels.windowed import Windowed
 
 TILE_QUERIES = 128
@@ -61,11 +62,11 @@ def attend(
     return Tiled.apply(q, k, v, window, starts, rows)
 
 
-def refusal(q: Tensor, *, window: int | None, starts: Tensor | None, rows: Tensor | None) -> ConfigError | None:
-    """An error where tiles cannot be laid out: `starts` and `rows` are read to find which keys a tile needs."""
-    if q.is_meta and (starts is not None or rows is not None):
+def refusal(request: Request) -> ConfigError | None:
+    """Starts and rows are read, to find which keys a tile needs."""
+    if request.device.type == "meta" and (request.starts or request.rows):
         rule = "'blockwise' reads the values of starts and rows, which meta tensors lack"
-        return ConfigError("backend", "blockwise", rule, "Use 'reference' or 'auto'.")
+        return refused("blockwise", rule, "Use 'reference' or 'auto'.")
     return None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rnope.errors import ConfigError
 from rnope.kernels import attend
-from rnope.model.spec import LayerSpec
+from rnope.model.spec import LayerSpec, ModelConfig
 
 BLOCK_TOKENS = 256
 """Slots are allocated in blocks of so many tokens: a block's copy is paid once in 256 tokens."""
@@ -63,9 +63,9 @@ class LayerCache(ABC):
         self.slots = slots
         slots.readers.add(self)
 
-    def _grow(self, wanted: int, kept: int) -> None:
-        """New memory of `wanted` slots, the first `kept` of the old copied."""
-        old = self.slots
+    def _grow(self, wanted: int) -> None:
+        """Memory of `wanted` slots of its own; what is kept moves to the same places."""
+        old, kept = self.slots, min(self.tokens, self.slots.count)
         fresh = [x.new_empty(*x.shape[:2], wanted, x.shape[3]) for x in (old.keys, old.values)]
         for new, x in zip(fresh, (old.keys, old.values), strict=True):
             new[:, :, :kept] = x[:, :, :kept]
@@ -73,8 +73,17 @@ class LayerCache(ABC):
         self._use(Slots(*fresh))
 
     @abstractmethod
+    def slots_for(self, tokens: int) -> int:
+        """How many slots a context of `tokens` takes, in whole blocks."""
+
     def reserve(self, tokens: int) -> None:
         """Allocate for a context of `tokens` now, instead of block after block."""
+        if self.slots_for(tokens) > self.slots.count:
+            self._grow(self.slots_for(tokens))
+
+    def overwrites(self) -> bool:
+        """Whether the next token would go where another cache, which shares the slots, has one of its own."""
+        return any(other.tokens > self.tokens for other in self.slots.readers)
 
     @abstractmethod
     def extend(self, k: Tensor, v: Tensor) -> None:
@@ -105,14 +114,13 @@ class LayerCache(ABC):
 class FullCache(LayerCache):
     """Position p in slot p. A fork shares the slots; who would write over what another still reads, copies first."""
 
-    def reserve(self, tokens: int) -> None:
-        if tokens > self.slots.count:
-            self._grow(-(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS, self.tokens)
+    def slots_for(self, tokens: int) -> int:
+        return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
 
     def extend(self, k: Tensor, v: Tensor) -> None:
         end = self.tokens + k.shape[2]
-        if any(other.tokens > self.tokens for other in self.slots.readers):
-            self._grow(-(-end // BLOCK_TOKENS) * BLOCK_TOKENS, self.tokens)
+        if self.overwrites():
+            self._grow(max(self.slots_for(end), self.slots.count))
         self.reserve(end)
         self.slots.keys[:, :, self.tokens : end] = k
         self.slots.values[:, :, self.tokens : end] = v
@@ -145,10 +153,8 @@ class RingCache(LayerCache):
         self.first = 0
         """Positions first … tokens - 1 are kept."""
 
-    def reserve(self, tokens: int) -> None:
-        wanted = min(self.window, -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS)
-        if wanted > self.slots.count:
-            self._grow(wanted, self.slots.count)  # Until it is full, position p is in slot p.
+    def slots_for(self, tokens: int) -> int:
+        return min(self.window, -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS)
 
     def extend(self, k: Tensor, v: Tensor) -> None:
         end = self.tokens + k.shape[2]
@@ -202,7 +208,11 @@ class RingCache(LayerCache):
 class State:
     """A sequence as the model remembers it: one cache per layer. Fork it for several questions, and go on from it."""
 
-    def __init__(self, layers: Sequence[LayerCache], device: torch.device, family: "WeakSet[State]") -> None:
+    def __init__(
+        self, config: ModelConfig, layers: Sequence[LayerCache], device: torch.device, family: "WeakSet[State]"
+    ) -> None:
+        self.config = config
+        """Of the model that reads."""
         self.layers = tuple(layers)
         self.device = device
         self.family = family
@@ -211,7 +221,16 @@ class State:
         self.logits: Tensor | None = None
         """Of the token that comes next, [vocab]; None where nothing was read yet, or something was rolled back."""
         self.tokens = 0
-        """How many tokens were read by all layers."""
+        """How many tokens were read by all layers; -1 where a pass broke off between them."""
+
+    def check(self) -> None:
+        """Refuse to go on from a pass that broke off: some rings have forgotten what others still need.
+
+        Raises:
+            ConfigError: it did.
+        """
+        if self.tokens < 0:
+            raise ConfigError("state", "broken off", "an earlier call was interrupted while it read", "Prefill again.")
 
     def positions(self, tokens: int) -> Tensor:
         """Positions of the next `tokens` tokens, [tokens]."""
@@ -222,15 +241,14 @@ class State:
         """Around one pass of `tokens` tokens through all layers. A pass that breaks off leaves a state that says so.
 
         Raises:
-            ConfigError: an earlier pass broke off: some rings have forgotten what others still need.
+            ConfigError: as `check`.
         """
-        before = self.tokens
-        if before < 0:
-            raise ConfigError("state", "broken off", "an earlier call was interrupted while it read", "Prefill again.")
+        self.check()
+        before, self.logits = self.tokens, None
         try:
             yield
         except BaseException:
-            self.tokens, self.logits = -1, None
+            self.tokens = -1
             raise
         self.tokens = before + tokens
 
@@ -258,7 +276,7 @@ class State:
 
     def fork(self) -> "State":
         """A second state that goes on from here on its own. Full layers share memory until both have gone on."""
-        twin = State([layer.fork() for layer in self.layers], self.device, self.family)
+        twin = State(self.config, [layer.fork() for layer in self.layers], self.device, self.family)
         twin.logits, twin.tokens = self.logits, self.tokens
         return twin
 
@@ -266,10 +284,11 @@ class State:
         """Forget all but the first `tokens` tokens.
 
         Raises:
-            ConfigError: a ring no longer holds what the token after these has to see.
+            ConfigError: a ring no longer holds what the token after these has to see; or as `check`.
         """
+        self.check()
         least, now = max(layer.least() for layer in self.layers), self.tokens
-        if not min(least, now) <= tokens <= now:
+        if type(tokens) is not int or not min(least, now) <= tokens <= now:
             raise ConfigError(
                 "tokens",
                 tokens,

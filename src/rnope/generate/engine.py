@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rnope.errors import ConfigError, shown
+from rnope.errors import ConfigError, check, shown
 from rnope.generate.cache import Batch, FullCache, RingCache, Slots, State
 from rnope.generate.room import check_room
 from rnope.generate.sampling import Greedy, Sampling
@@ -82,10 +83,9 @@ class Engine:
         self, model: Decoder, *, prefill_chunk_tokens: int = 2048,
         compiled: bool = False, int8: bool = False, backend: str | None = None,
     ) -> None:  # fmt: skip
-        if prefill_chunk_tokens < 1:
-            raise ConfigError(
-                "prefill_chunk_tokens", prefill_chunk_tokens, "must be at least 1", "2048 is the default."
-            )
+        whole = type(prefill_chunk_tokens) is int and prefill_chunk_tokens >= 1
+        rule = "must be a whole number, 1 or more"
+        check("prefill_chunk_tokens", prefill_chunk_tokens, whole, rule, "2048 is the default.")
         if model.embedding.weight.is_meta:
             raise ConfigError("model", "meta", "has no weights", "Load or initialise it first.")
         self.model = model
@@ -116,7 +116,7 @@ class Engine:
         like, kv, d = self.model.embedding.weight, self.config.kv_heads, self.config.head_size
         kinds = (FullCache if spec.window is None else RingCache for spec in self.config.layers)
         layers = [kind(spec, like, kv, d) for kind, spec in zip(kinds, self.config.layers, strict=True)]
-        return State(layers, self.device, self._states)
+        return State(self.config, layers, self.device, self._states)
 
     def cache_bytes(self, context_tokens: int) -> int:
         """Keys and values of one sequence of `context_tokens` tokens that later ones may see, exactly (SPEC I1)."""
@@ -157,7 +157,7 @@ class Engine:
             ConfigError: no ids, an id outside the vocabulary, or more than memory allows.
         """
         tokens = self._tokens(ids, "ids")
-        state = self.new_state() if after is None else after
+        state = self.new_state() if after is None else self._own(after)
         check_room(self, [(state, state.tokens + len(tokens))])
         return self._read(state, tokens, progress)
 
@@ -168,9 +168,36 @@ class Engine:
             logits of the tokens that come next, [states, vocab]; each state keeps its own.
         """
         tokens = self._tokens(ids, "ids")
-        if len(states) != len(tokens):
-            raise ConfigError("ids", len(tokens), f"there are {len(states)} states", "Give one id for each.")
-        return self._advance(states, tokens.tolist())
+        check(
+            "ids", len(tokens), len(states) == len(tokens), f"there are {len(states)} states", "Give one id for each."
+        )
+        twice = len(set(map(id, states))) < len(states)
+        check(
+            "states",
+            len(states),
+            not twice,
+            "one of them is given twice",
+            "Fork it: a state takes one token at a time.",
+        )
+        return self._advance([self._own(state) for state in states], tokens.tolist())
+
+    def _own(self, state: State) -> State:
+        """`state`, if this model can go on from it.
+
+        Raises:
+            ConfigError: another model read it, or a pass broke off in it.
+        """
+        state.check()
+        like = state.layers[0].slots.keys
+        fits = (state.config is self.config or state.config == self.config) and like.dtype == self.dtype
+        check(
+            "state",
+            str(like.dtype),
+            fits,
+            "was read by another model, or in another dtype",
+            "Prefill with this engine.",
+        )
+        return state
 
     @torch.inference_mode()
     def _read(self, state: State, ids: Tensor, progress: Callable[[int], None] | None = None) -> State:
@@ -238,16 +265,14 @@ class Engine:
     def _begun(
         self, prompts: Sequence[Ids], max_new_tokens: int, after: State | None
     ) -> tuple[list[State], list[Tensor]]:
-        if max_new_tokens < 1:
-            raise ConfigError(
-                "max_new_tokens", max_new_tokens, "must be at least 1", "`prefill` reads without writing."
-            )
+        whole = type(max_new_tokens) is int and max_new_tokens >= 1
+        rule = "must be a whole number, 1 or more"
+        check("max_new_tokens", max_new_tokens, whole, rule, "`prefill` reads without writing.")
         if not len(prompts):
             raise ConfigError("prompts", "[]", "there is nothing to continue", "Give one list of token ids or more.")
         tokens = [self._tokens(ids, f"prompts[{i}]") for i, ids in enumerate(prompts)]
-        states = [self.new_state() if after is None else after.fork() for _ in prompts]
-        # The last new token is never read.
-        ends = [state.tokens + len(ids) + max_new_tokens - 1 for state, ids in zip(states, tokens, strict=True)]
+        states = [self.new_state() if after is None else self._own(after).fork() for _ in prompts]
+        ends = [state.tokens + len(ids) + max_new_tokens for state, ids in zip(states, tokens, strict=True)]
         check_room(self, list(zip(states, ends, strict=True)))
         return states, tokens
 
@@ -292,7 +317,7 @@ class Engine:
         Raises:
             ConfigError: as `prefill`; an empty target.
         """
-        one = not len(targets) or isinstance(targets[0], int) or (isinstance(targets, Tensor) and targets.dim() == 1)
+        one = not len(targets) or np.ndim(targets[0]) == 0
         given: Any = [targets] if one else targets
         rows = [self._tokens(row, f"targets[{i}]") for i, row in enumerate(given)]
         prompt = self._tokens(ids, "ids")
@@ -322,16 +347,25 @@ class Engine:
         Raises:
             ConfigError: there are none, or they are no token ids of this model.
         """
-        try:
-            tokens = torch.as_tensor(ids)
-        except (TypeError, ValueError, RuntimeError):
-            tokens = torch.empty(0, 0)
+        if isinstance(ids, Tensor):
+            tokens, whole = (
+                ids.detach().clone(),
+                not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool),
+            )
+        else:
+            try:
+                array = np.array(ids)  # A copy, whatever it is.
+            except ValueError:  # rows of several lengths
+                array = np.empty((0, 0))
+            whole = array.dtype.kind in "iu" or array.size == 0
+            tokens = torch.from_numpy(array.astype(np.int64)) if whole else torch.empty(0, 0)
         if tokens.dim() == 1 and len(tokens) == 0:
             raise ConfigError(field, "[]", "there are no tokens", "Give at least one, such as the BOS token.")
-        if tokens.dim() != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        if tokens.dim() != 1 or not whole:
             raise ConfigError(
                 field, shown(ids), "must be a flat list of token ids", "Give whole numbers, a list per sequence."
             )
+        tokens = tokens.to(device=self.device, dtype=torch.int64)
         low, high = (int(end) for end in tokens.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             raise ConfigError(
@@ -340,7 +374,7 @@ class Engine:
                 f"is outside the vocabulary of {self.config.vocab_size:,} tokens",
                 "Use the tokenizer that the model was trained with.",
             )
-        return tokens.to(device=self.device, dtype=torch.int64)
+        return tokens
 
 
 def _offset(progress: Callable[[int], None], before: int) -> Callable[[int], None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rnope.errors import ConfigError
-from rnope.generate.cache import BLOCK_TOKENS, State
+from rnope.generate.cache import Slots, State
 
 if TYPE_CHECKING:
     from rnope.generate.engine import Engine
@@ -46,14 +46,19 @@ def check_room(engine: "Engine", wanted: Sequence[tuple[State, int]]) -> None:
 
 
 def _needed(engine: "Engine", wanted: Sequence[tuple[State, int]]) -> int:
-    """Bytes that are not allocated yet: caches in whole blocks, the slots of one layer twice while they grow, a chunk."""
-    caches = 0
+    """Bytes that are not allocated yet: caches in whole blocks, the largest one twice while it grows, and a chunk."""
+    added = moving = 0
+    taken: set[Slots] = set()
     for state, tokens in wanted:
-        blocks = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
-        caches += max(0, engine.cache_bytes(blocks) - state.held_bytes)
-    full = 2 * engine.config.kv_heads * engine.config.head_size * engine.dtype.itemsize
-    grown = full * max(tokens for _, tokens in wanted)
-    return caches + grown + chunk_bytes(engine)
+        for layer in state.layers:
+            slots, count = layer.slots, layer.slots_for(tokens)
+            if count <= slots.count and slots not in taken and not layer.overwrites():
+                taken.add(slots)  # It goes on where it is; of several forks one can.
+                continue
+            freed = slots.bytes if len(slots.readers) == 1 else 0
+            added += max(count, slots.count) * layer.token_bytes - freed
+            moving = max(moving, freed)
+    return added + moving + chunk_bytes(engine)
 
 
 def chunk_bytes(engine: "Engine") -> int:
@@ -77,7 +82,9 @@ def free_bytes(device: torch.device) -> int | None:
             bounds.append(int(value.split()[0]) * 1024)
     limit, used = _lines(_CGROUP / "memory.max"), _lines(_CGROUP / "memory.current")
     if limit and used and limit[0].isdigit():
-        bounds.append(max(0, int(limit[0]) - int(used[0])))
+        # Pages of files that were read count as used, and are given up on demand.
+        files = [int(line.split()[1]) for line in _lines(_CGROUP / "memory.stat") if line.startswith("inactive_file ")]
+        bounds.append(max(0, int(limit[0]) - int(used[0]) + sum(files)))
     return min(bounds, default=None)
 
 

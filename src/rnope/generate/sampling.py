@@ -51,8 +51,8 @@ class Sample:
         if not 0 <= self.temperature < float("inf"):
             rule = "must be 0 (greedy) or more"
             raise ConfigError("temperature", self.temperature, rule, "1 leaves the model's chances as they are.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError("top_k", self.top_k, "must be at least 1", "Leave it out to keep all tokens.")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ConfigError("top_k", self.top_k, "must be a whole number, 1 or more", "Leave it out to keep all.")
         if not 0 < self.top_p <= 1:
             raise ConfigError("top_p", self.top_p, "must lie above 0 and not above 1", "1 keeps all tokens.")
         seeds = (self.seed,) if isinstance(self.seed, int) else self.seed
@@ -71,8 +71,10 @@ class Sample:
     def choose(self, logits: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:
         if self.temperature == 0:
             return logits.argmax(-1)
-        scores = logits.float()
-        scores = (scores - scores.amax(-1, keepdim=True)) / self.temperature  # n v; small temperatures do not overflow
+        scores = logits.double()
+        scores = (
+            scores - scores.amax(-1, keepdim=True)
+        ) / self.temperature  # n v; 0 and below, whatever the temperature
         if self.top_k is not None and self.top_k < scores.shape[-1]:
             scores = scores.masked_fill(scores < scores.topk(self.top_k).values[:, -1:], -torch.inf)
         chances = scores.softmax(-1)

@@ -62,7 +62,7 @@ class Step:
     """``step(state, id)``: reads one token and leaves the logits of the next in the state.
 
     Args:
-        model: the decoder whose weights are used, not copied (but for `int8`).
+        model: the decoder whose weights are used as they are now, not copied (but for `int8`).
         int8: multiply with weights rounded to 8 bits, a second copy of a byte per weight.
         compiled: by `torch.compile`; the first call then takes seconds, as `compile_seconds` says afterwards.
     """
@@ -175,7 +175,7 @@ def times(matrix: Matrix, x: Tensor) -> Tensor:
         product = (weight.float() * x.float()).sum(-1)  # One loop over the weights, in any dtype.
         return (product if scale is None else product * scale).to(x.dtype)
     if scale is not None:
-        return ((weight.to(x.dtype) @ x) * scale).to(x.dtype)
+        return ((weight.float() @ x.float()) * scale).to(x.dtype)
     # On a CPU oneDNN's bfloat16 product of one row is half as fast as the plain one.
     plain = x.dtype == torch.bfloat16 and x.device.type == "cpu"
     return torch.mv(weight, x) if plain else F.linear(x, weight)

@@ -15,7 +15,7 @@ export PYTHONPATH := src
 endif
 RUN := $(PY) -m rnope
 
-.PHONY: demo fair test test-slow test-gpu lint clean
+.PHONY: demo fair test test-slow test-gpu bench bench-gpu lint clean
 
 demo: $(READY)  ## the comparison on two CPU cores, about ten minutes
 	$(RUN) compare cpu-demo --out $(OUT)/cpu-demo
@@ -36,6 +36,33 @@ test-slow: $(READY)
 
 test-gpu: $(READY)  ## on a machine with a GPU; SYSTEM_TORCH=1 where its torch is the right one
 	$(PY) -m pytest -m gpu
+
+bench: $(READY)  ## the CPU tables of inference; a few hours on two quiet cores, and it goes on where it stopped
+	$(RUN) bench attention --out $(OUT)/bench-attention.json
+	$(RUN) bench memory --out $(OUT)/bench-memory.json
+	$(RUN) bench decode --out $(OUT)/bench-decode.json
+	$(RUN) bench prefill --out $(OUT)/bench-prefill.json
+
+# Size 8b on one GPU, in parts of at most ten minutes: make bench-gpu PART=2. Part 3 goes on from part 2's file in OUT.
+# To try it without a GPU: make bench-gpu GPU="--size tiny --device cpu --quick" SHORT=2k LONG=4k GPU_CHUNK=512 GPU_KV=2
+PART ?= 1
+GPU ?= --size 8b --device cuda
+GPU_CHUNK ?= 8192
+GPU_KV ?= 8
+SHORT ?= 132k
+LONG ?= 990k
+GPU_RUN = $(RUN) bench $(1) $(GPU) --dtype bf16 --threads 1 --chunk $(GPU_CHUNK) --out $(OUT)/bench-gpu-$(2).json
+bench-gpu: $(READY)
+ifeq ($(PART),1)
+	$(call GPU_RUN,attention,attention) --lengths 32k --peers full --kv-heads $(GPU_KV) --stop-after 120
+	$(call GPU_RUN,prefill,latency) --lengths $(SHORT) --new-tokens 96 --peers full --stop-after 240
+	$(call GPU_RUN,decode,decode) --lengths $(SHORT) --peers full --ways plain --stop-after 120
+else ifeq ($(PART),2)
+	$(call GPU_RUN,prefill,latency) --lengths $(LONG) --new-tokens 8 --peers none --repeats 1 --stop-after 400
+	$(call GPU_RUN,decode,decode) --lengths $(LONG) --peers none --ways plain --stop-after 120
+else
+	$(call GPU_RUN,prefill,latency) --lengths $(LONG) --new-tokens 8 --peers full --repeats 1 --stop-after 570
+endif
 
 # torch first and exact, so that pip's own settings (an index of CPU builds, a folder of wheels) decide which build it is.
 $(VENV)/.installed: pyproject.toml

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rnope import __version__, recipes
+from rnope.bench.command import bench
 from rnope.errors import UserError, unknown
 
 console = Console()
@@ -194,6 +195,9 @@ def _reading(tokens: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=tokens)
         yield lambda done: progress.update(task, completed=done)
+
+
+app.add_command(bench)
 
 
 def main() -> None:

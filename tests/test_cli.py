@@ -70,7 +70,7 @@ def test_help_version_and_nothing(rnope_):
     ("line", "words"),
     [
         ("comapre cpu-demo", ["command = 'comapre': no such command", "Did you mean 'compare'?"]),
-        ("zzz", ["no such command. Valid: compare"]),
+        ("zzz", ["no such command. Valid: bench, compare"]),
         ("--verison", ["No such option '--verison'", "'--version'"]),
         ("compare", ["Missing argument 'RECIPE'"]),
         ("compare cpu-demo --dryrun", ["No such option '--dryrun'", "'--dry-run'"]),

@@ -146,6 +146,8 @@ def generate(
 
     The text is PROMPT, or --file, or what comes through a pipe. The answer is streamed to standard output.
     """
+    # Threads that wait long for each other stand still where another program takes a core: 20 times slower was seen.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
 
     from rnope.complete import Completer, cost_lines, describe

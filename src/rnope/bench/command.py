@@ -80,6 +80,8 @@ def _threads() -> str:
 def _run(what: str, *, out: Path | None, dry_run: bool, stop_after: float | None, **given: Any) -> None:
     texts = {name: given.pop(name) for name in ("lengths", "dtype", "threads", "peers")}
     new, ways = given.pop("new_tokens", ""), given.pop("ways", None)
+    if "peak_tokens" in given:
+        (given["peak_tokens"],) = plans.lengths(given["peak_tokens"], "peak_tokens") or (0,)
     if ways is not None:
         given["ways"] = plans.listed(ways)
     plan = plans.Plan(
@@ -131,7 +133,7 @@ _command(
     "Count the bytes that caches hold right after a prefill and later, and the peak memory of a long prefill.",
     click.option("--peak", default="model", show_default=True,
                  help="Whose peak: of the model, of a thin one with the same caches, or none."),
-    click.option("--peak-tokens", type=int, default=131072, show_default=True, help="The prompt of the peak."),
+    click.option("--peak-tokens", default="128k", show_default=True, help="The prompt of the peak."),
 )  # fmt: skip
 
 

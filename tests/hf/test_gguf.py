@@ -306,7 +306,7 @@ def api():
 @contextmanager
 def opened(api, path):
     parameters = api.llama_model_default_params()
-    # Plain kernels: those for AMX stop the process with an illegal instruction where gcc 12 has compiled them.
+    # Plain kernels: those for AMX, in a process where torch uses AMX too, were seen to end in an illegal instruction.
     parameters.use_extra_bufts = False
     model = api.llama_model_load_from_file(str(path).encode(), parameters)
     assert model, path

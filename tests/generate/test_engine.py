@@ -241,6 +241,19 @@ def test_scores_of_one_and_of_several(ids, model):
     ]
 
 
+def test_scores_after_a_state_are_those_after_its_tokens(model, text):
+    engine, ids = Engine(model(), prefill_chunk_tokens=5), text(23)
+    state = engine.prefill(ids)
+    held, logits = [layer.slots.keys.clone() for layer in state.layers], state.logits.clone()
+    targets = [text(9, seed=1), text(3, seed=2)]
+    for found, expected in zip(engine.score(state, targets), engine.score(ids, targets), strict=True):
+        assert found == pytest.approx(expected, abs=TOLERANCE)
+    assert state.tokens == 23 and torch.equal(state.logits, logits)
+    rings = [layer for layer in range(4) if state.layers[layer].spec.window]
+    assert rings and all(torch.equal(held[i], state.layers[i].slots.keys) for i in rings)
+    assert engine.score(state, targets[0]) == pytest.approx(engine.score(ids, targets[0]), abs=TOLERANCE)
+
+
 def test_chances_of_all_tokens_add_up(model, text):
     scores = Engine(model()).score(text(12), [[token] for token in range(97)])
     assert torch.tensor(scores).exp().sum().item() == pytest.approx(1, abs=1e-5)

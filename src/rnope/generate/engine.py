@@ -14,16 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnope.errors import ConfigError, check, shown
+from rnope.errors import ConfigError, check
 from rnope.generate.cache import Batch, FullCache, RingCache, Slots, State
+from rnope.generate.ids import Ids, token_ids
 from rnope.generate.room import check_room
 from rnope.generate.sampling import Greedy, Sampling
 from rnope.generate.step import Step
 from rnope.model import accounting
 from rnope.model.decoder import Decoder
-
-Ids = Sequence[int] | Tensor
-"""Token ids of one sequence."""
 
 _LOGIT_ROWS = 256
 """Rows put through the head at once when scoring: all of a long text's logits would not fit."""
@@ -303,11 +301,11 @@ class Engine:
             active = [i for i, _ in going]
             self._advance([states[i] for i in active], [token for _, token in going])
 
-    def score(self, ids: Ids, targets: Ids | Sequence[Ids]) -> list[float] | list[list[float]]:
+    def score(self, ids: Ids | State, targets: Ids | Sequence[Ids]) -> list[float] | list[list[float]]:
         """Log-probabilities (natural, float32) of continuations, token by token.
 
         Args:
-            ids: token ids of what comes before; read once.
+            ids: what comes before: token ids, read once, or a state, which stays as it is.
             targets: one continuation, or several.
 
         Returns:
@@ -320,12 +318,16 @@ class Engine:
         one = not len(targets) or np.ndim(targets[0]) == 0
         given: Any = [targets] if one else targets
         rows = [self._tokens(row, f"targets[{i}]") for i, row in enumerate(given)]
-        prompt = self._tokens(ids, "ids")
-        state = self.new_state()
-        longest = len(prompt) + max(len(row) for row in rows)
-        check_room(self, [(state, longest)])
-        state.reserve(longest)  # Now, so that no fork has to copy it to grow.
-        self._read(state, prompt)
+        longest = max(len(row) for row in rows)
+        if isinstance(ids, State):
+            state = self._own(ids)
+            check_room(self, [(state, state.tokens + longest)])
+        else:
+            prompt = self._tokens(ids, "ids")
+            state = self.new_state()
+            check_room(self, [(state, len(prompt) + longest)])
+            state.reserve(len(prompt) + longest)  # Now, so that no fork has to copy it to grow.
+            self._read(state, prompt)
         scores = [self._follow(state.fork(), row) for row in rows]
         return scores[0] if one else scores
 
@@ -342,39 +344,7 @@ class Engine:
         return torch.cat(scores).tolist()
 
     def _tokens(self, ids: Ids, field: str) -> Tensor:
-        """`ids` on the model's device.
-
-        Raises:
-            ConfigError: there are none, or they are no token ids of this model.
-        """
-        if isinstance(ids, Tensor):
-            tokens, whole = (
-                ids.detach().clone(),
-                not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool),
-            )
-        else:
-            try:
-                array = np.array(ids)  # A copy, whatever it is.
-            except ValueError:  # rows of several lengths
-                array = np.empty((0, 0))
-            whole = array.dtype.kind in "iu" or array.size == 0
-            tokens = torch.from_numpy(array.astype(np.int64)) if whole else torch.empty(0, 0)
-        if tokens.dim() == 1 and len(tokens) == 0:
-            raise ConfigError(field, "[]", "there are no tokens", "Give at least one, such as the BOS token.")
-        if tokens.dim() != 1 or not whole:
-            raise ConfigError(
-                field, shown(ids), "must be a flat list of token ids", "Give whole numbers, a list per sequence."
-            )
-        tokens = tokens.to(device=self.device, dtype=torch.int64)
-        low, high = (int(end) for end in tokens.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ConfigError(
-                field,
-                low if low < 0 else high,
-                f"is outside the vocabulary of {self.config.vocab_size:,} tokens",
-                "Use the tokenizer that the model was trained with.",
-            )
-        return tokens
+        return token_ids(ids, field, self.config.vocab_size).to(self.device)
 
 
 def _offset(progress: Callable[[int], None], before: int) -> Callable[[int], None]:

@@ -18,5 +18,9 @@ def rotary_table(positions: Tensor, head_size: int, theta: float) -> tuple[Tenso
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate `x` [b, h, t, d] by a table of [t, d / 2] or [b, 1, t, d / 2]; in float32, returned in x's dtype."""
     cos, sin = table
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # b h t d/2
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+    if torch.compiler.is_compiling():  # Compilers write one loop of this; complex numbers they leave alone.
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # b h t d/2
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+    # The same products and sums, in one pass over neighbours instead of eight over every other number.
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # b h t d/2
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).type_as(x)

@@ -80,6 +80,10 @@ class Step:
         self.norms = [weights.norm for weights in self.layers[1:]] + [model.norm.weight.detach()]
         """What comes behind each layer."""
         self.head = make(model.embedding.weight.detach())
+        self.bytes = sum(
+            m.weight.nbytes for layer in [*self.layers, (self.head,)] for m in layer if isinstance(m, Matrix)
+        )
+        """Weights that a step reads, without the norms."""
         self.compile_seconds: float | None = None
         self._compiled = compiled
         self._ahead, self._behind, self._logits = _ahead, _behind, _logits

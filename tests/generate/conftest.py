@@ -11,15 +11,19 @@ from rnope.model.spec import LayerSpec
 from rnope.testing import tiny_model
 
 
-@cache
-def stirred(variant="rnope-swa", seed=0, **overrides):
-    model = tiny_model(variant, seed, **overrides)
-    generator = torch.Generator().manual_seed(seed + 1)
+def with_norms(model, seed):
+    """`model`, its norms not all ones."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     return model.requires_grad_(False)
+
+
+@cache
+def stirred(variant="rnope-swa", seed=0, **overrides):
+    return with_norms(tiny_model(variant, seed, **overrides), seed + 1)
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +41,7 @@ def every_kind():
         for window in (5, None)
         for qk_norm in (True, False)
     ]
-    model = Decoder(stirred().config.with_layers(tuple(specs)), seed=2)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model.requires_grad_(False)
+    return with_norms(Decoder(stirred().config.with_layers(tuple(specs)), seed=2), 3)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 
 from rnope.bench.lines import Data, Line, fastest, measured, part, rate, time, took, where
+from rnope.generate.cache import BLOCK_TOKENS
 from rnope.units import size
-
-BLOCK_TOKENS = 256
-"""By so many tokens a full cache may be larger than what is in it."""
 
 
 def lines(data: Data) -> list[Line]:

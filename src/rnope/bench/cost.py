@@ -1,5 +1,6 @@
-"""What the work of a row costs at least: FLOPs and bytes, from `rnope.model.accounting`. No torch."""
+"""What the work of a row costs at least: FLOPs and bytes, from `rnope.model.accounting`."""
 
+from rnope.generate.cache import BLOCK_TOKENS
 from rnope.model.accounting import attention_pairs, cache_bytes, decode_flops, parameters, prefill_flops
 from rnope.model.spec import LayerSpec, ModelConfig
 
@@ -34,8 +35,8 @@ def attention(heads: int, head_size: int, tokens: int, window: int | None, *, qu
 
 
 def context_bytes(config: ModelConfig, tokens: int, value_bytes: int) -> int:
-    """Memory of a context of `tokens`: its cache in whole blocks of 256, and one full layer more while it grows."""
-    blocks = -(-tokens // 256) * 256
+    """Memory of a context of `tokens`: its cache in whole blocks, and one full layer more while it grows."""
+    blocks = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
     return (
         cache_bytes(config, blocks, bytes_per_value=value_bytes)
         + 2 * config.kv_heads * config.head_size * value_bytes * blocks

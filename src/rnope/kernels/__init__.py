@@ -1,8 +1,9 @@
-"""Attention over causal, windowed and packed sequences, by several backends that must agree.
+"""Attention and cross-entropy as functions of tensors; they know nothing of layers.
 
-Kernels sit below the model: they know tensors, windows and positions, and nothing about layers, caches or training.
+`attend` is the one door to attention; behind it a backend is chosen by what it supports.
 """
 
-from rnope.kernels.attend import attend, check_backend, choose
+from rnope.kernels.attend import BACKENDS, attend, check_backend, choose
+from rnope.kernels.cross_entropy import IGNORED, cross_entropy
 
-__all__ = ["attend", "check_backend", "choose"]
+__all__ = ["BACKENDS", "IGNORED", "attend", "check_backend", "choose", "cross_entropy"]

@@ -1,6 +1,6 @@
 """Attention of one layer: projections, the layer's position rule, and `attend`. It knows its `LayerSpec` and no other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -77,6 +77,8 @@ class Attention(nn.Module):
         self.head_size = config.head_size
         self.backend = "auto"
         """Of `rnope.kernels.attend`."""
+        self.attend: Callable[..., Tensor] = attend
+        """What mixes queries, keys and values; `rnope.parallel` puts there what does it over several ranks."""
         self.query = nn.Linear(config.width, config.heads * config.head_size, bias=False)
         self.key = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
         self.value = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
@@ -125,5 +127,5 @@ class Attention(nn.Module):
         else:
             places = rows if isinstance(rows, Tensor) else None
             q = self.queries(x, tables)
-            mixed = attend(q, k, v, window=self.spec.window, starts=starts, rows=places, backend=self.backend)
+            mixed = self.attend(q, k, v, window=self.spec.window, starts=starts, rows=places, backend=self.backend)
         return self.output(mixed.transpose(1, 2).flatten(-2))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnope.errors import ConfigError
-from rnope.kernels import check_backend
+from rnope.kernels import check_backend, cross_entropy
 from rnope.model.attention import Attention, LayerMemory, LayerNorm, Memory, RotaryTables, Rows, at_rows
 from rnope.model.rope import rotary_table
 from rnope.model.spec import LayerSpec, ModelConfig
@@ -110,12 +110,19 @@ class Decoder(nn.Module):
         return {theta: rotary_table(places, self.config.head_size, theta) for theta in self.config.thetas}
 
     def hidden(
-        self, ids: Tensor, *, starts: Tensor | None = None, rows: Rows | None = None, memory: Memory | None = None
+        self,
+        ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        starts: Tensor | None = None,
+        rows: Rows | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Final, normed states [b, t, width] of token `ids` [b, t].
 
         Args:
             ids: token ids; every id must be below ``vocab_size``.
+            positions: [t], where in the sequence they stand, for a rank that holds a share of it; from 0 without.
             starts: [b, t], the first position that each token may see: left padding and document bounds.
             rows: the positions that are wanted, [r], or how many of the last. The last layer then computes only those
                 queries (and keys and values for all), so that a hybrid whose last layer is full reads long contexts in
@@ -129,7 +136,8 @@ class Decoder(nn.Module):
             self._check_ids(ids)
         assert memory is None or (starts is None and not isinstance(rows, Tensor))
         length, blocks = ids.shape[1], self.blocks
-        positions = torch.arange(length, device=ids.device) if memory is None else memory.positions(length)
+        if positions is None:
+            positions = torch.arange(length, device=ids.device) if memory is None else memory.positions(length)
         tables = self.rotary_tables(positions)
         kept: Sequence[LayerMemory | None] = [None] * len(blocks) if memory is None else memory.layers
         x = self.embedding(ids)
@@ -152,6 +160,25 @@ class Decoder(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits [..., vocab] of final `states` [..., width]."""
         return F.linear(states, self.embedding.weight) * self.config.logit_scale
+
+    def loss(
+        self, ids: Tensor, targets: Tensor, *, positions: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy in nats of `targets` [b, t] behind `ids` [b, t]; never holds all logits at once.
+
+        Args:
+            targets: int64; `rnope.kernels.IGNORED` where nothing is to be predicted.
+            positions, starts: as for `hidden`.
+
+        Returns:
+            the sum over all targets, to differentiate, and each position's loss [b, t], float32 and detached, 0 where
+            it is ignored.
+        """
+        states = self.hidden(ids, positions=positions, starts=starts)
+        total, each = cross_entropy(
+            states.flatten(0, 1), self.embedding.weight, targets.flatten(), scale=self.config.logit_scale
+        )
+        return total, each.view(targets.shape)
 
     def forward(self, ids: Tensor, *, starts: Tensor | None = None, rows: Rows | None = None) -> Tensor:
         """Logits [b, t, vocab] (or [b, r, vocab] for `rows`); see `hidden`."""

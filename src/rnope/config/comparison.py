@@ -1,9 +1,7 @@
-"""What a recipe says: which models are trained, in which stages, and what is measured; every rule it must keep.
-
-Frozen dataclasses of plain values; no torch, and no files (`rnope.recipes` reads those).
-"""
+"""What a comparison's recipe says: which models are trained, in which stages, and what is measured, with every rule."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -17,7 +15,7 @@ _TAKEN = {"data", "figures", "jobs", "stages", "report.html", "report.md", "resu
 """What a comparison writes beside the folders of its arms."""
 
 
-def _check_name(value: str) -> None:
+def check_name(value: str) -> None:
     """Names become names of files."""
     ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value) is not None and value not in _TAKEN
     rule = (
@@ -100,7 +98,7 @@ class Stage:
     """Share of text positions that are put through the head and the loss."""
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         small = "Use a positive whole number."
         for name in ("steps", "batch_tokens", "context_tokens", "accumulate"):
             check(name, getattr(self, name), 1 <= getattr(self, name) < 2**40, "must be at least 1", small)
@@ -170,7 +168,7 @@ class Arm:
     seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         _check_seeds(self.seeds)
         names = [stage.name for stage in self.stages]
         check("stages", names, len(set(names)) == len(names) > 0, "must be distinct", 'Write ["pretrain"].')
@@ -284,7 +282,7 @@ class Recipe:
     """How the paper's sizes were mapped: what -> ``paper`` and ``here``; printed as it stands."""
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         _check_seeds(self.seeds)
         ok = 300 <= self.vocab_size <= 2**20
         check("vocab_size", self.vocab_size, ok, "must lie in 300 … 2^20", "Use 1024 or more.")
@@ -320,21 +318,36 @@ class Recipe:
 
     def model_config(self, arm: Arm, setting: Setting | None = None) -> ModelConfig:
         """The model that `arm` starts from (as tuned), before any stage changed theta or window."""
-        chosen: Plain = {}
-        places: dict[str, str] = {}
-        for where, table in (("model", self.model), (f"arms.{arm.name}.model", arm.model)):
-            for key, value in table.items():
-                places[key] = f"{where}.{key}"
-                chosen[key] = _model_value(places[key], key, value)
-        chosen["vocab_size"] = self.vocab_size
-        try:
-            config = ModelConfig.variant(arm.variant, self.size, **chosen)
-        except ConfigError as error:
-            place = "size" if error.field == "size" else places.get(error.field, f"arms.{arm.name}.{error.field}")
-            raise ConfigError(place, error.value, error.rule, error.remedy) from None
+        tables = (("model", self.model), (f"arms.{arm.name}.model", arm.model))
+        config = build_model(arm.variant, self.size, tables, arm.name, vocab_size=self.vocab_size)
         if setting is None or setting.tie_query_key is None:
             return config
         return replace(config, init=replace(config.init, tie_query_key=setting.tie_query_key))
+
+
+def build_model(
+    variant: str, size: str, tables: Iterable[tuple[str, Plain]], arm: str, **vocabulary: int
+) -> ModelConfig:
+    """`variant` at `size` with the overrides of `tables`, each with its place in the recipe, the later over the earlier.
+
+    Args:
+        arm: whose model it is, for errors.
+        vocabulary: ``vocab_size``, where the recipe says it.
+
+    Raises:
+        ConfigError: a key that no model has, or a value that does not fit.
+    """
+    chosen: Plain = {}
+    places: dict[str, str] = {}
+    for where, table in tables:
+        for key, value in table.items():
+            places[key] = f"{where}.{key}"
+            chosen[key] = _model_value(places[key], key, value)
+    try:
+        return ModelConfig.variant(variant, size, **chosen, **vocabulary)
+    except ConfigError as error:
+        place = "size" if error.field == "size" else places.get(error.field, f"arms.{arm}.{error.field}")
+        raise ConfigError(place, error.value, error.rule, error.remedy) from None
 
 
 def _model_value(where: str, key: str, value: Any) -> Any:

@@ -1,0 +1,378 @@
+"""What a training recipe says: the models to train, the stages they go through, on which data, and how it is run.
+
+Stages of different arms that agree in everything up to a point are trained once (SPEC T5). Rates, tokens and data are
+what a run *is*; `Execution` says how it is carried out, and two runs that differ only in it train the same model.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from typing import Literal
+
+from rnope.config.comparison import Plain, build_model, check_name
+from rnope.errors import ConfigError, check, unknown
+from rnope.model.spec import LayerSpec, ModelConfig
+
+COUNT = 2**48
+"""More than any count of steps or tokens that is meant."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdamW:
+    """How weights move; rates are the schedules'. Norms and embeddings are never decayed."""
+
+    betas: tuple[float, ...] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    """The gradient of all weights together is scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        check("betas", self.betas, ok, "must be two numbers in 0 … 1", "Write [0.9, 0.95].")
+        check("eps", self.eps, 0 < self.eps < 1, "must lie in 0 … 1", "Usual: 1e-8.")
+        check("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1, "must lie in 0 … 1", "Usual: 0 to 0.1.")
+        check("clip_norm", self.clip_norm, 0 < self.clip_norm < 1e3, "must lie in 0 … 1000", "Usual: 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """A learning rate from `peak` to `end`, over all the stages that name it, one after another."""
+
+    peak: float
+    end: float = 0.0
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    """Steps of a linear rise to `peak`, counted as part of the schedule."""
+
+    def __post_init__(self) -> None:
+        check("peak", self.peak, 0 < self.peak < 1e3, "must lie in 0 … 1000", "Usual rates are 1e-5 to 1e-2.")
+        check("end", self.end, 0 <= self.end <= self.peak, "must lie in 0 … peak", "Write 0.")
+        check("warmup_steps", self.warmup_steps, 0 <= self.warmup_steps < COUNT, "must not be negative", "Write 0.")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` (from 0) of `steps`; at ``step == steps`` it is `end`, where the next stage joins."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.shape == "constant":
+            return self.peak
+        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        share = 1 - done if self.shape == "linear" else 0.5 + 0.5 * math.cos(math.pi * done)
+        return self.end + (self.peak - self.end) * share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Portion:
+    """A part of a mixture."""
+
+    source: str
+    """Name of one of the recipe's sources."""
+    weight: float = 1.0
+    """Share of the rows, in the stage's `mixture_unit`, relative to the other portions."""
+    longer_than: int = 0
+    """Only documents of more tokens than this: naming a source twice, once so, up-samples its long documents."""
+
+    def __post_init__(self) -> None:
+        check("weight", self.weight, 0 < self.weight < 1e9, "must be positive", "Leave the portion out, or write 1.")
+        check(
+            "longer_than", self.longer_than, 0 <= self.longer_than < COUNT, "must not be negative", "Write 0 for all."
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One stretch of training. What it does not change carries over from the stage before (SPEC T5)."""
+
+    name: str
+    steps: int | None = None
+    epochs: float | None = None
+    """In place of `steps`: passes over the tokens of the stage's sources."""
+    batch_tokens: int
+    """Tokens of one optimizer step, over all ranks and micro-batches."""
+    context_tokens: int
+    """Length of the long rows."""
+    short_context_tokens: int | None = None
+    """Length of the short rows that are interleaved with the long ones; None: all rows are long."""
+    short_to_long: int = 3
+    """Short for each long, in `interleave_unit` (the paper's 3:1). A step has rows of one length."""
+    interleave_unit: Literal["tokens", "rows"] = "tokens"
+    """The paper does not say of what it is 3:1. Steps have equally many tokens, so that of tokens it is 3:1 of steps."""
+    schedule: str
+    """Name of a schedule; successive stages with one name share its length."""
+    mixture: tuple[Portion, ...]
+    short_mixture: tuple[Portion, ...] = ()
+    """Of the short rows; empty: `mixture`."""
+    mixture_unit: Literal["tokens", "rows", "documents"] = "tokens"
+    """What the weights of a mixture are shares of."""
+    across_documents: bool = False
+    """Whether attention crosses the bounds of the documents in a row."""
+    whole_documents: bool = False
+    """Documents are never cut: rows are padded instead, and documents longer than a row left out, and counted."""
+    completions_only: bool = False
+    """Loss on what the data marks as completions only."""
+    theta: float | None = None
+    """New rotary base of every RoPE layer."""
+    window: int | None = None
+    """New window of every windowed layer."""
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
+    """Of the products; weights and optimizer state are float32. fp8 needs torchao, and a GPU that has it."""
+    reset_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        given = (self.steps, self.epochs)
+        check("steps", given, (self.steps is None) != (self.epochs is None), "a stage has steps or epochs", "Give one.")
+        check("steps", self.steps, self.steps is None or 1 <= self.steps < COUNT, "must be at least 1", "Write 1000.")
+        ok = self.epochs is None or 0 < self.epochs < 1e6
+        check("epochs", self.epochs, ok, "must be positive", "Write 2.")
+        check("short_to_long", self.short_to_long, 1 <= self.short_to_long < 2**20, "must be at least 1", "Write 3.")
+        short = self.short_context_tokens
+        ok = short is None or 1 <= short < self.context_tokens
+        check("short_context_tokens", short, ok, "must be below context_tokens", "Use the pretraining length.")
+        check("short_mixture", self.short_mixture, short is not None or not self.short_mixture, "there are no short rows",
+              "Give short_context_tokens, or leave it out.")  # fmt: skip
+        check("mixture", self.mixture, bool(self.mixture), "has no portion", 'Write [{ source = "web" }].')
+        for length in self.row_lengths:
+            check("context_tokens", length, 2 <= length < 2**31, "must lie in 2 … 2^31", "Use 8192.")
+            ok = 1 <= self.batch_tokens < COUNT and self.batch_tokens % length == 0
+            rule = f"must be whole rows of {length:,} tokens"
+            check("batch_tokens", self.batch_tokens, ok, rule, f"Use a multiple of {length:,}.")
+        ok = self.theta is None or 1 < self.theta < 1e30
+        check("theta", self.theta, ok, "the rotary base must exceed 1", "The paper uses 10000 and more.")
+        ok = self.window is None or 1 <= self.window < 2**31
+        check("window", self.window, ok, "counts the current token: at least 1, below 2^31", "Use 1 or more.")
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Every row length of the stage, ascending."""
+        return tuple(sorted({self.context_tokens, self.short_context_tokens or self.context_tokens}))
+
+    @property
+    def long_share(self) -> Fraction:
+        """Share of the steps whose rows are long."""
+        if self.short_context_tokens is None:
+            return Fraction(1)
+        short = Fraction(self.short_to_long)
+        if self.interleave_unit == "rows":
+            short *= Fraction(self.short_context_tokens, self.context_tokens)
+        return 1 / (1 + short)
+
+    def long_steps(self, step: int) -> int:
+        """How many of the steps before `step` have long rows: spread evenly, short ones first."""
+        return int(step * self.long_share)
+
+    def row_tokens(self, step: int) -> int:
+        """Row length of step `step`."""
+        if self.short_context_tokens and self.long_steps(step + 1) == self.long_steps(step):
+            return self.short_context_tokens
+        return self.context_tokens
+
+    def portions(self, row_tokens: int) -> tuple[Portion, ...]:
+        """The mixture of the rows of one length."""
+        short = row_tokens == self.short_context_tokens
+        return self.short_mixture if short and self.short_mixture else self.mixture
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source of the stage, by name."""
+        return tuple(sorted({portion.source for portion in (*self.mixture, *self.short_mixture)}))
+
+    def layers(self, config: ModelConfig) -> tuple[LayerSpec, ...]:
+        """`config`'s layers as this stage has them: theta of every RoPE layer, window of every windowed one."""
+
+        def changed(spec: LayerSpec) -> LayerSpec:
+            theta = self.theta if self.theta and spec.theta else spec.theta
+            return replace(spec, theta=theta, window=self.window if self.window and spec.window else spec.window)
+
+        return tuple(changed(spec) for spec in config.layers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One model and the stages it goes through, resolved."""
+
+    name: str
+    variant: str
+    summary: str = ""
+    model: Plain = field(default_factory=dict)
+    """Changes to the recipe's model that make this arm what it is."""
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        names = [stage.name for stage in self.stages]
+        check("stages", names, len(set(names)) == len(names) > 0, "must be distinct", 'Write ["pretrain"].')
+        for before, stage in pairwise(self.stages):
+            earlier = [s.schedule for s in self.stages[: self.stages.index(before)]]
+            ok = stage.schedule == before.schedule or stage.schedule not in (*earlier, before.schedule)
+            rule = f"stage {stage.name!r} takes up a schedule that another one has come after"
+            check("stages", stage.schedule, ok, rule, "Stages of one schedule must follow each other.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How a run is carried out; nothing here changes what is trained, but for rounding."""
+
+    sequence_parallel: int = 1
+    """Ranks that share each row; the other factor of the number of ranks shares the rows of a batch."""
+    micro_batch_tokens: int = 0
+    """Tokens that a group of `sequence_parallel` ranks takes at once; 0: one row of the longest context."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of blocks for the backward pass, and compute the rest again."""
+    compile: bool = False
+    """Compile every block."""
+    log_steps: int = 10
+    save_steps: int = 500
+    keep: int = 2
+    """Newest checkpoints of a stage that are kept."""
+    asynchronous: bool = False
+    """Write checkpoints while training goes on, from a copy of the state in memory."""
+    validation_steps: int = 0
+    """Steps between validations; 0: at the end of each stage only."""
+    validation_rows: int = 64
+    """Rows of each source, of the stage's longest context."""
+    skips: int = 8
+    """A run ends when so many steps one after another have a loss or gradient that is not finite."""
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_parallel", "log_steps", "save_steps", "keep", "validation_rows", "skips"):
+            value = getattr(self, name)
+            check(name, value, 1 <= value < 2**31, "must be at least 1", "Use a positive whole number.")
+        for name in ("micro_batch_tokens", "validation_steps"):
+            check(name, getattr(self, name), 0 <= getattr(self, name) < COUNT, "must not be negative", "Write 0.")
+
+    def micro_rows(self, row_tokens: int, context_tokens: int) -> int:
+        """Rows of `row_tokens` that one group of ranks takes at once, where the longest have `context_tokens`."""
+        return max(1, (self.micro_batch_tokens or context_tokens) // row_tokens)
+
+    def check_ranks(self, ranks: int, stages: tuple[Stage, ...], config: ModelConfig) -> int:
+        """How many groups of ranks share the rows of a batch.
+
+        Raises:
+            ConfigError: the ranks, the rows or the heads do not divide.
+        """
+        degree = self.sequence_parallel
+        divisors = ", ".join(str(n) for n in range(1, min(ranks, 4096) + 1) if ranks % n == 0)
+        check("execution.sequence_parallel", degree, ranks % degree == 0, f"must divide the {ranks} ranks",
+              f"Use one of {divisors}.")  # fmt: skip
+        groups = ranks // degree
+        full = any(spec.window is None for spec in config.layers)
+        fits = config.heads % degree == 0 and (config.kv_heads % degree == 0 or degree % config.kv_heads == 0)
+        rule = f"full layers share their {config.heads} query heads and {config.kv_heads} key-value heads evenly among the ranks"
+        check("execution.sequence_parallel", degree, fits or not full, rule, "Use a degree that divides both.")
+        for stage in stages:
+            for length in stage.row_lengths:
+                remedy = f"Use rows of a multiple of {degree} tokens."
+                check(f"stages.{stage.name}.context_tokens", length, length % degree == 0,
+                      f"each of {degree} ranks takes an equal share of a row", remedy)  # fmt: skip
+                rows = self.micro_rows(length, stage.context_tokens)
+                at_once = groups * rows * length
+                rule = f"each of {groups} groups of ranks takes {rows} rows of {length:,} tokens at once"
+                remedy = f"Use a multiple of {at_once:,}, other ranks, or another execution.micro_batch_tokens."
+                ok = stage.batch_tokens % at_once == 0
+                check(f"stages.{stage.name}.batch_tokens", stage.batch_tokens, ok, rule, remedy)
+        return groups
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRecipe:
+    """Models to train, complete."""
+
+    name: str
+    summary: str
+    size: str
+    model: Plain = field(default_factory=dict)
+    """Overrides of the size."""
+    vocab_size: int | None = None
+    """None: the size's own. The tokenizer of the data may have fewer tokens."""
+    seed: int = 0
+    """Of fresh weights and of the order of the data."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    schedules: dict[str, Schedule]
+    sources: dict[str, str] = field(default_factory=dict)
+    """Name -> folder that ``rnope data build`` wrote; empty where the user must say."""
+    arms: tuple[Arm, ...]
+    execution: Execution = field(default_factory=Execution)
+    origins: dict[str, str] = field(default_factory=dict)
+    """Dotted name of a value as the file has it -> ``paper: section`` or ``assumed: why``."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        ok = self.vocab_size is None or 2 <= self.vocab_size <= 2**24
+        check("vocab_size", self.vocab_size, ok, "must lie in 2 … 2^24", "Leave it out for the size's own.")
+        check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
+        names = [arm.name for arm in self.arms]
+        check("arms", names, len(set(names)) == len(names) > 0, "must have distinct names", "Rename one.")
+        for arm in self.arms:
+            config = self.model_config(arm)
+            for stage in arm.stages:
+                if stage.schedule not in self.schedules:
+                    raise unknown(f"stages.{stage.name}.schedule", stage.schedule, "schedule", self.schedules)
+                for source in stage.sources:
+                    if source not in self.sources:
+                        raise unknown(f"stages.{stage.name}.mixture.source", source, "source", self.sources)
+                self._check_changes(arm, stage, config)
+            for schedule, steps in self._lengths(arm).items():
+                rise = self.schedules[schedule].warmup_steps
+                rule = f"the stages of arm {arm.name!r} that follow it have {steps:,} steps"
+                check(f"schedules.{schedule}.warmup_steps", rise, steps is None or rise <= steps, rule, "Shorten it.")
+
+    def _check_changes(self, arm: Arm, stage: Stage, config: ModelConfig) -> None:
+        where = f"arms.{arm.name}.stages.{stage.name}"
+        if stage.theta and not config.thetas:
+            raise ConfigError(f"{where}.theta", stage.theta, f"{arm.variant!r} has no RoPE layer", "Leave it out.")
+        if stage.window and not any(spec.window for spec in config.layers):
+            raise ConfigError(f"{where}.window", stage.window, f"{arm.variant!r} has no window", "Leave it out.")
+
+    def _lengths(self, arm: Arm) -> dict[str, int | None]:
+        """Steps of each schedule in `arm`; None where a stage counts epochs."""
+        found: dict[str, int | None] = {}
+        for stage in arm.stages:
+            before = found.get(stage.schedule, 0)
+            found[stage.schedule] = None if before is None or stage.steps is None else before + stage.steps
+        return found
+
+    def rates(self, arm: Arm, steps: tuple[int, ...]) -> tuple["StageRates", ...]:
+        """The learning rates of each stage of `arm`, whose stages have `steps` steps."""
+        totals: dict[str, int] = {}
+        for stage, count in zip(arm.stages, steps, strict=True):
+            totals[stage.schedule] = totals.get(stage.schedule, 0) + count
+        starts = (0, *accumulate(steps))
+        first = {stage.schedule: starts[i] for i, stage in reversed(list(enumerate(arm.stages)))}
+        return tuple(
+            StageRates(
+                schedule=self.schedules[stage.schedule],
+                offset=starts[i] - first[stage.schedule],
+                total=totals[stage.schedule],
+            )
+            for i, stage in enumerate(arm.stages)
+        )
+
+    def arm(self, name: str) -> Arm:
+        """The arm called `name`."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise unknown("arm", name, "arm", [arm.name for arm in self.arms])
+
+    def model_config(self, arm: Arm) -> ModelConfig:
+        """The model that `arm` starts from, before any stage changed theta or window."""
+        tables = (("model", self.model), (f"arms.{arm.name}.model", arm.model))
+        vocabulary = {} if self.vocab_size is None else {"vocab_size": self.vocab_size}
+        return build_model(arm.variant, self.size, tables, arm.name, **vocabulary)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRates:
+    """The part of a schedule that one stage goes through."""
+
+    schedule: Schedule
+    offset: int
+    """Steps of the schedule that the stages before have taken."""
+    total: int
+    """Steps of the whole schedule."""
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of the stage's step `step`, from 0."""
+        return self.schedule.rate(self.offset + step, self.total)

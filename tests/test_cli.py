@@ -17,7 +17,7 @@ from rnope.files import write_text
 from rnope.model.spec import VARIANTS
 from rnope.results import VERSION
 from rnope.testing import tiny_model
-from rnope.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from rnope.compare.learn.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 SOURCE = Path(__file__).parents[1] / "src"
 

@@ -17,7 +17,7 @@ from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
 from rnope.results import StageRun
 from rnope.strict import to_plain
-from rnope.train.stage import Training, layers_in, run_stage, validation_loss
+from rnope.compare.learn.stage import Training, layers_in, run_stage, validation_loss
 
 Tick = Callable[[int], None]
 

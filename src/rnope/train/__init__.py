@@ -1,1 +1,1 @@
-"""Training in stages: one loop, whatever the stage; what a stage changes is data."""
+"""Training through the stages of a recipe, in one process or over many ranks."""

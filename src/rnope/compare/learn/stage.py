@@ -22,8 +22,8 @@ from rnope import config
 from rnope.data.needles import Ids, NeedleTask, TrainingRows
 from rnope.model.decoder import Decoder
 from rnope.model.spec import LayerSpec, ModelConfig
-from rnope.train.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
-from rnope.train.optim import build_optimizers, rate_scale, set_rates, step_if_finite
+from rnope.compare.learn.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
+from rnope.compare.learn.optim import build_optimizers, rate_scale, set_rates, step_if_finite
 
 LOG_STEPS = 10
 CHECKPOINT_STEPS = 50

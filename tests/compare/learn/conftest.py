@@ -7,7 +7,7 @@ from rnope.config import Optimizer, Stage
 from rnope.data.needles import WORDS, NeedleTask
 from rnope.testing import tiny_model
 from rnope.tokenizer import Tokenizer
-from rnope.train.stage import Training
+from rnope.compare.learn.stage import Training
 
 VOCAB = 1024
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnope.train.checkpoint import load_checkpoint
+from rnope.compare.learn.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("kills")
     program = Path(__file__).with_name("kills.py")
-    source = str(Path(__file__).parents[2] / "src")
+    source = str(Path(__file__).parents[3] / "src")
     paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), source]))
     ran = subprocess.run(
         [sys.executable, program, root], env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},

@@ -20,8 +20,8 @@ from rnope.data.needles import WORDS, NeedleTask
 from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
 from rnope.tokenizer import Tokenizer
-from rnope.train import stage
-from rnope.train.stage import Training, layers_in, run_stage
+from rnope.compare.learn import stage
+from rnope.compare.learn.stage import Training, layers_in, run_stage
 
 VOCAB = 1024
 ONE = Stage(

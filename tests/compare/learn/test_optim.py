@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import AdamW, Muon
 
 from rnope.config import Optimizer
-from rnope.train.optim import build_optimizers, rate_scale, set_rates, step_if_finite
+from rnope.compare.learn.optim import build_optimizers, rate_scale, set_rates, step_if_finite
 
 
 def groups_of(optimizers):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from rnope.model.spec import LayerSpec
-from rnope.train import stage as loop
-from rnope.train.checkpoint import Progress, load_checkpoint
-from rnope.train.optim import build_optimizers
-from rnope.train.stage import layers_in, run_stage, step_generator, validation_loss
+from rnope.compare.learn import stage as loop
+from rnope.compare.learn.checkpoint import Progress, load_checkpoint
+from rnope.compare.learn.optim import build_optimizers
+from rnope.compare.learn.stage import layers_in, run_stage, step_generator, validation_loss
 
 
 def naive_loss(net, batch, mask, text_weight):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rnope.errors import UserError
-from rnope.train.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
-from rnope.train.optim import build_optimizers
-from rnope.train.stage import run_stage
+from rnope.compare.learn.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
+from rnope.compare.learn.optim import build_optimizers
+from rnope.compare.learn.stage import run_stage
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 import rnope
 from rnope import cli, recipes
 from rnope.compare import run as comparison
+from rnope.compare.learn.checkpoint import Progress, load_checkpoint, save_checkpoint
 from rnope.errors import UserError
 from rnope.files import write_text
 from rnope.model.spec import VARIANTS
 from rnope.results import VERSION
 from rnope.testing import tiny_model
-from rnope.compare.learn.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 SOURCE = Path(__file__).parents[1] / "src"
 

@@ -116,8 +116,8 @@ def test_a_file_inherits_from_a_shipped_recipe(tmp_path):
         ("x = " + "[" * 5000, "is not TOML"),
         ("", "arms = {}: a comparison needs an arm"),
         ("arms = 3", "arms = 3: must be a table"),
-        ("[arms.x]", "seeds = None: is missing"),
-        ("seeds = [0]\n[arms.x]", "arms.x.stages = None: must be a list of stage names"),
+        ('[stages.s]\n[arms.x]\nstages = ["s"]', "seeds = None: is missing"),
+        ("[arms.x]", "arms.x.stages = None: must be a list of stage names"),
         ('seeds = [0]\n[stages.extend]\n[arms.x]\nstages = ["extnd"]', "no such stage. Did you mean 'extend'?"),
     ],
 )
@@ -311,6 +311,6 @@ def test_each_rule_of_the_rest(cls, change, words):
 
 
 def test_shipped_recipes_are_the_files_of_the_package():
-    assert recipes.shipped() == sorted(
+    assert sorted([*recipes.shipped(), *recipes.shipped("training")]) == sorted(
         p.name[:-5] for p in files("rnope.recipes").iterdir() if p.name.endswith(".toml")
     )

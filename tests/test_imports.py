@@ -12,6 +12,8 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "units": set(),
+    "workers": set(),
+    "commands": {"errors"},
     "strict": {"errors"},
     "spec": {"errors"},  # rnope.model.spec, which loads no torch
     "config": {"errors", "strict", "spec"},
@@ -22,24 +24,30 @@ ALLOWED = {
     "model": {"errors", "spec", "kernels"},
     "hf": {"errors", "strict", "files", "spec", "model"},
     "generate": {"errors", "spec", "kernels", "model"},
-    "data": {"errors", "files", "units", "config", "tokenizer"},
-    "parallel": {"errors", "config", "spec", "kernels", "model"},
+    "data": {"errors", "strict", "files", "workers", "commands", "config", "tokenizer"},
+    "parallel": {"errors", "spec", "kernels", "model"},
     "train": {
-        "errors", "files", "units", "spec", "config", "kernels", "model", "hf", "data", "parallel", "tokenizer",
+        "errors", "strict", "files", "units", "recipes", "spec", "config", "kernels", "model", "hf", "data",
+        "parallel", "rnope",
     },
     "evals": {"config", "results", "model", "data"},
     "analysis": {"results", "kernels", "model", "data", "evals"},
     "report": {"files", "results", "units"},
     "complete": {"errors", "tokenizer", "kernels", "model", "generate", "hf", "units"},
     "compare": {
-        "errors", "strict", "files", "spec", "config", "results", "model", "hf", "data", "evals",
+        "errors", "strict", "files", "workers", "spec", "config", "results", "model", "hf", "data", "evals",
         "analysis", "report", "rnope",
     },
-    "bench": {"errors", "files", "units", "spec", "kernels", "model", "hf", "generate", "report"},
-    "cli": {"errors", "spec", "recipes", "results", "report", "compare", "bench", "complete", "generate", "hf", "tokenizer",
+    "bench": {
+        "errors", "commands", "config", "parallel", "train", "files", "units", "spec", "kernels", "model", "hf", "generate",
+        "report",
+    },
+    "cli": {
+        "errors", "commands", "data", "train", "spec", "recipes", "results", "report", "compare", "bench", "complete",
+        "generate", "hf", "tokenizer",
         "rnope",
     },
-    "testing": {"spec", "model"},
+    "testing": {"spec", "model", "recipes", "data", "parallel", "tokenizer", "train"},
     "rnope": {"spec", "model", "hf", "generate"},  # the package itself: its public names, on first use
     "__main__": {"cli"},
 }  # fmt: skip
@@ -47,7 +55,8 @@ ALLOWED = {
 WITHOUT_TORCH = [
     "rnope", "rnope.cli", "rnope.config", "rnope.errors", "rnope.strict", "rnope.results", "rnope.tokenizer",
     "rnope.model.spec", "rnope.model.accounting", "rnope.compare.plan", "rnope.compare.preview", "rnope.report",
-    "rnope.data.prepare", "rnope.hf.mapping", "rnope.hf.card",
+    "rnope.data.prepare", "rnope.data.shards", "rnope.data.build", "rnope.data.rows", "rnope.data.command",
+    "rnope.train.plan", "rnope.train.preview", "rnope.train.command", "rnope.hf.mapping", "rnope.hf.card",
 ]  # fmt: skip
 
 

@@ -1,8 +1,11 @@
 """The tokenizer: words whole, nothing lost, and read alike by `AutoTokenizer`."""
 
+import json
 import unicodedata
 
 import pytest
+from tokenizers import AddedToken, models
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from rnope.data.words import KEYS, UNSEEN_KEYS, VALUES
@@ -120,3 +123,123 @@ def test_a_tokenizer_without_our_special_tokens(tokenizer, tmp_path):
     path.write_text(path.read_text().replace(EOS, "<EOT>"))
     with pytest.raises(ConfigError, match="tokenizer = '<EOS_TOKEN>': is missing from the vocabulary"):
         _ = Tokenizer.load(tmp_path).eos_id
+
+
+# Tokenizers of others
+
+
+def foreign(folder, tokens, **files):
+    """A folder as others have it: other special tokens, and what the files beside `tokenizer.json` say of them."""
+    content = json.loads(Tokenizer.train(TEXTS, vocab_size=300).backend.to_str())
+    content["post_processor"] = None
+    for ours, theirs in zip((PAD, BOS, EOS), tokens, strict=True):
+        content = json.loads(json.dumps(content).replace(json.dumps(ours), json.dumps(theirs)))
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    for name, held in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(held, indent=4))
+    return folder
+
+
+def as_object(token):
+    return {"__type": "AddedToken", "content": token, "lstrip": False, "normalized": False, "rstrip": False,
+            "single_word": False}  # fmt: skip
+
+
+CLASS = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 123}
+FOREIGN = {
+    "llama": (("<pad>", "<|begin|>", "<|end|>"),
+              dict(tokenizer_config=CLASS | {"bos_token": "<|begin|>", "eos_token": "<|end|>"}), (1, 2, 2)),
+    "objects": (("<pad>", "<s>", "</s>"),
+                dict(tokenizer_config=CLASS | {"bos_token": as_object("<s>"), "eos_token": as_object("</s>"),
+                                               "pad_token": as_object("<pad>")}), (1, 2, 0)),
+    "no bos": (("<pad>", "<unused>", "<|im_end|>"),
+               dict(tokenizer_config=CLASS | {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<pad>"}),
+               (2, 2, 0)),
+    "map alone": (("<pad>", "<s>", "</s>"),
+                  dict(special_tokens_map={"bos_token": "<s>", "eos_token": {"content": "</s>"}}), (1, 2, 2)),
+    "map before an old config": (
+        ("<pad>", "<s>", "</s>"),
+        dict(
+            tokenizer_config=CLASS | {"bos_token": "<s>", "eos_token": "<s>"},
+            special_tokens_map={"eos_token": "</s>", "pad_token": "<pad>"},
+        ),
+        (1, 2, 0),
+    ),
+    "new config before map": (
+        ("<pad>", "<s>", "</s>"),
+        dict(
+            tokenizer_config=CLASS | {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": {}},
+            special_tokens_map={"eos_token": "<s>"},
+        ),
+        (1, 2, 2),
+    ),
+    "ours unsaid": ((PAD, BOS, EOS), {}, (1, 2, 0)),
+    "ours in part": ((PAD, BOS, "</s>"), dict(tokenizer_config=CLASS | {"eos_token": "</s>"}), (1, 2, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_special_tokens_of_others(kind, tmp_path):
+    tokens, files, ids = FOREIGN[kind]
+    folder = foreign(tmp_path / "theirs", tokens, **files)
+    (folder / "chat_template.jinja").write_bytes(b"{{ messages }}\r\n")
+    tokenizer = Tokenizer.load(folder)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == ids
+    assert tokenizer.bos_id not in tokenizer.encode("some text")
+    tokenizer.save(tmp_path / "saved")
+    for name in (*(f"{name}.json" for name in files), "chat_template.jinja"):
+        assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes(), "unchanged"
+    again = Tokenizer.load(tmp_path / "saved")
+    assert (again.bos_id, again.eos_id, again.pad_id) == ids and again.digest == tokenizer.digest
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs.eos_token_id == ids[1] and theirs.bos_token_id in (ids[0], None)
+    assert theirs.pad_token_id in (ids[2], None) and len(theirs) == tokenizer.vocab_size == again.vocab_size
+    text = "The quick brown fox"
+    assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+
+
+def test_no_end_of_text_at_all(tmp_path):
+    tokenizer = Tokenizer.load(foreign(tmp_path / "t", ("<pad>", "<s>", "</s>")))
+    for role in ("bos_id", "eos_id", "pad_id"):
+        with pytest.raises(ConfigError, match=r"tokenizer = '<EOS_TOKEN>': is missing.*tokenizer_config\.json"):
+            getattr(tokenizer, role)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_file_beside_it_that_cannot_be_read(name, raw, tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UserError, match=rf"{name}: (is no JSON object|cannot be read)"):
+        Tokenizer.load(tmp_path)
+
+
+def test_truncation_and_padding_of_a_file_cut_nothing(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=4)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    again = Tokenizer.load(tmp_path)
+    assert again.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0]) and again.digest == tokenizer.digest
+
+
+def test_the_digest_tells_tokenizers_apart(tokenizer, folder):
+    assert Tokenizer.load(folder).digest == tokenizer.digest and len(tokenizer.digest) == 64
+    other = Tokenizer.train(TEXTS, vocab_size=1024)
+    added = Tokenizer.load(folder)
+    added.backend.add_tokens([AddedToken("new")])
+    assert len({tokenizer.digest, other.digest, added.digest}) == 3
+
+
+def test_the_size_of_a_vocabulary_with_holes():
+    assert Tokenizer(Backend(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))).vocab_size == 8
+
+
+def test_plain_text_never_spells_a_special_token(tokenizer):
+    text = f"a{EOS}b {BOS}"
+    (ids,) = tokenizer.encode_plain([text])
+    assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids) and tokenizer.decode(ids) == text
+    assert {tokenizer.bos_id, tokenizer.eos_id} <= set(tokenizer.encode(text)), "and elsewhere it does as before"
+    assert tokenizer.encode_plain(STRINGS[:5]) == tokenizer.encode_batch(STRINGS[:5])

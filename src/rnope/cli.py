@@ -17,7 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rnope import __version__, recipes
 from rnope.bench.command import bench
-from rnope.errors import UserError, unknown
+from rnope.commands import Group
+from rnope.data.command import data
+from rnope.errors import UserError
+from rnope.train.command import train
 
 console = Console()
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -25,16 +28,7 @@ _BARRED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, 
 """What goes wrong with a place to write that the user chose, by its number."""
 
 
-class _Group(click.Group):
-    """A group that names the nearest command."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and self.get_command(ctx, args[0]) is None:
-            raise unknown("command", args[0], "command", self.list_commands(ctx))
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def app() -> None:
     """Hybrid attention done right: train, ask and compare attention layouts of long-context language models."""
@@ -199,7 +193,8 @@ def _reading(tokens: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-app.add_command(bench)
+for command in (bench, data, train):
+    app.add_command(command)
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
 """Text to token ids and back, through Hugging Face `tokenizers` files; and training a small byte-level BPE.
 
 Tokenizers trained here have Command R's normaliser and pre-tokeniser (NFC, single digits, byte level) and explicit
-special ids, so that `AutoTokenizer` reads them alike.
+special ids, so that `AutoTokenizer` reads them alike. Others keep their own names of the special tokens.
 """
 
+import functools
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -16,16 +19,32 @@ from rnope.errors import ConfigError, UserError
 from rnope.files import write_text
 
 BOS, EOS, PAD = "<BOS_TOKEN>", "<EOS_TOKEN>", "<PAD>"
+CONFIG = "tokenizer_config.json"
+_MAP = "special_tokens_map.json"
+COMPANIONS = (CONFIG, _MAP, "chat_template.jinja")
+"""Files that belong to a tokenizer, beside ``tokenizer.json``."""
+_OURS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": BOS,
+    "eos_token": EOS,
+    "pad_token": PAD,
+    "add_bos_token": True,
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+}
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A byte-level BPE with its special ids.
+    """A tokenizer with its special ids.
 
-    One rule for BOS (SPEC R): one at the start of every row, prompt and packed document; `encode` adds none.
+    One rule for BOS (SPEC R): one at the start of every row, prompt and packed document; `encode` adds none. A tokenizer
+    that has no BOS of its own is given its EOS in that place, and one without a PAD its EOS too.
     """
 
     backend: Backend
+    companions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """The files beside ``tokenizer.json``, name -> text, which `save` writes back as they were."""
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int, whole_words: Sequence[str] = ()) -> "Tokenizer":
@@ -76,32 +95,33 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer of a model folder.
+        """The tokenizer of a model folder, ours or any that Hugging Face's `tokenizers` reads.
 
         Raises:
-            UserError: there is no readable ``tokenizer.json``.
+            UserError: there is no readable ``tokenizer.json``, or a file beside it cannot be read.
         """
         path = folder / "tokenizer.json"
         try:
-            return cls(Backend.from_file(str(path)))
+            backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise UserError(
                 f"{path}: no tokenizer can be read ({error}). Give a folder with a tokenizer.json."
             ) from None
+        backend.no_truncation()  # what a file may ask for, and what would cut documents short without a word
+        backend.no_padding()
+        companions = {name: _read(folder / name) for name in COMPANIONS if (folder / name).exists()}
+        for name in (CONFIG, _MAP):
+            _table(folder / name, companions.get(name, "{}"))
+        return cls(backend, companions)
 
     def save(self, folder: Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``, and whatever came beside them."""
         write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS,
-            "eos_token": EOS,
-            "pad_token": PAD,
-            "add_bos_token": True,
-            "clean_up_tokenization_spaces": False,
-            "model_input_names": ["input_ids", "attention_mask"],
-        }
-        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2))
+        names = {f"{role}_token": token for role, token in self._named.items()}
+        ours = names.items() <= _OURS.items()
+        config = _OURS if ours else {"tokenizer_class": _OURS["tokenizer_class"], **names}
+        for name, text in {CONFIG: json.dumps(config, indent=2), **self.companions}.items():
+            write_text(folder / name, text)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS."""
@@ -121,7 +141,15 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""
-        return [list(e.ids) for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, the names of special tokens in it being text like any other: no EOS from outside."""
+        self.backend.encode_special_tokens = True
+        try:
+            return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        finally:
+            self.backend.encode_special_tokens = False
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""
@@ -138,24 +166,66 @@ class Tokenizer:
             raise ConfigError("word", word, "is not one token of this tokenizer", "Train one with it in `whole_words`.")
         return ids[0]
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        return int(self.backend.get_vocab_size())
+        """One more than the highest id: what an embedding must hold."""
+        return 1 + max(self.backend.get_vocab().values())
 
-    def _special(self, token: str) -> int:
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that decides which ids a text becomes: two tokenizers that agree in it are the same."""
+        content = json.loads(self.backend.to_str())
+        del content["truncation"], content["padding"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def _named(self) -> dict[str, str]:
+        """Role -> token, as the files beside ``tokenizer.json`` say; without them, as tokenizers trained here have it."""
+        found: dict[str, str] = {}
+        config, older = (json.loads(self.companions.get(name, "{}")) for name in (CONFIG, _MAP))
+        # As `AutoTokenizer` reads them: the map counts where the configuration is of its time.
+        for table in (config, older) if "added_tokens_decoder" in config else (older, config):
+            for role in ("bos", "eos", "pad"):
+                token = table.get(f"{role}_token")
+                token = token.get("content") if isinstance(token, dict) else token
+                if isinstance(token, str):
+                    found.setdefault(role, token)
+        ours = {"bos": BOS, "eos": EOS, "pad": PAD}
+        return {role: token for role, token in ours.items() if self.backend.token_to_id(token) is not None} | found
+
+    def _special(self, role: str) -> int:
+        token = self._named.get(role) or self._named.get("eos", EOS)
         found = self.backend.token_to_id(token)
         if found is None:
-            raise ConfigError("tokenizer", token, "is missing from the vocabulary", "Use a tokenizer trained by rnope.")
+            remedy = f"Name its special tokens in {CONFIG}, or use a tokenizer trained by rnope."
+            raise ConfigError("tokenizer", token, "is missing from the vocabulary", remedy)
         return int(found)
 
     @property
     def bos_id(self) -> int:
-        return self._special(BOS)
+        return self._special("bos")
 
     @property
     def eos_id(self) -> int:
-        return self._special(EOS)
+        return self._special("eos")
 
     @property
     def pad_id(self) -> int:
-        return self._special(PAD)
+        return self._special("pad")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Mend it, or take it away.") from None
+
+
+def _table(path: Path, text: str) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: is no JSON object. Mend it, or take it away.")
+    return table

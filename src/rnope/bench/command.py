@@ -11,29 +11,22 @@ import click
 from rich.console import Console
 
 from rnope.bench import plan as plans
-from rnope.errors import ConfigError, unknown
+from rnope.commands import Group
+from rnope.errors import ConfigError
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "attention": dict(lengths="8k", dtype="bf16,fp32", repeats=5),
     "prefill": dict(lengths="2k,8k,16k,32k", dtype="bf16", repeats=3),
     "decode": dict(lengths="8k,32k", dtype="bf16,fp16,fp32", repeats=5),
     "memory": dict(lengths="8k,32k,128k", dtype="bf16", repeats=1),
+    "train": dict(lengths="2k,8k", dtype="fp32,bf16", repeats=3, threads="1", peers="full,transformers"),
 }
 """What each benchmark measures where nothing is said: the rows of the CPU table."""
 
 
-class _Group(click.Group):
-    """A group that names the nearest command."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and self.get_command(ctx, args[0]) is None:
-            raise unknown("benchmark", args[0], "benchmark", self.list_commands(ctx))
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Group)
+@click.group(cls=Group)
 def bench() -> None:
-    """Measure inference against named peers and the limits of the machine, taking turns, medians, one JSON file."""
+    """Measure against named peers and the limits of the machine, taking turns, medians, one JSON file."""
 
 
 def _command(what: str, summary: str, *more: Callable[[Any], Any]) -> None:
@@ -45,10 +38,11 @@ def _command(what: str, summary: str, *more: Callable[[Any], Any]) -> None:
         click.option("--lengths", default=defaults["lengths"], show_default=True,
                      help="Context tokens: 8192, 8k, 1m. k is 1,024 behind a power of two and 1,000 else."),
         click.option("--dtype", default=defaults["dtype"], show_default=True, help="fp32, bf16, fp16; several."),
-        click.option("--threads", default=_threads, show_default="1 and all", help="Several are measured in turn."),
+        click.option("--threads", default=defaults.get("threads", _threads),
+                     show_default=defaults.get("threads", "1 and all"), help="Several are measured in turn."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         click.option("--repeats", type=int, default=defaults["repeats"], show_default=True, help="Rounds."),
-        click.option("--peers", default=",".join(plans.PEERS), show_default=True,
+        click.option("--peers", default=defaults.get("peers", ",".join(plans.PEERS)), show_default=True,
                      help="Some of these, or none. full is our model with full attention in every layer."),
         click.option("--chunk", "chunk_tokens", type=int, default=2048, show_default=True,
                      help="Our prefill reads so many tokens at once."),
@@ -134,6 +128,18 @@ _command(
     click.option("--peak", default="model", show_default=True,
                  help="Whose peak: of the model, of a thin one with the same caches, or none."),
     click.option("--peak-tokens", default="128k", show_default=True, help="The prompt of the peak."),
+)  # fmt: skip
+_command(
+    "train",
+    "Time one step of training and look at its peak memory: hybrid against full attention and transformers.",
+    click.option("--ways", default="plain,mixed", show_default=True,
+                 help="How ours trains: plain (all in the row's dtype), mixed (float32 weights, bf16 products), fp8. With "
+                 "full attention the first of them."),
+    click.option("--layers", type=int, help="In place of the size's own."),
+    click.option("--checkpoint", is_flag=True, help="Compute activations again in the backward pass."),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the blocks."),
+    click.option("--transformers-tokens", type=int, default=16384, show_default=True,
+                 help="transformers runs up to this length: its masks are L x L."),
 )  # fmt: skip
 
 

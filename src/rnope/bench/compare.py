@@ -19,7 +19,7 @@ def _small(data: Data) -> bool:
     """Whether the targets of the CPU table were set for this model."""
     plan = data["plan"]
     same = (plan["variant"], plan["size"], plan["device"]) == ("rnope-swa", "100m", "cpu")
-    return same and data["model"]["window"] == 512
+    return same and data["model"]["window"] == 512 and not plan.get("layers")
 
 
 def _large(data: Data) -> bool:
@@ -150,7 +150,7 @@ def _attention(data: Data, row: Data) -> list[Line]:
         for other, theirs in measured(row, who="torch", layout=each["layout"]).items():
             if ("backward" in other) == both:
                 target = 1.4 if aim and "flex" in other and not both else None
-                if _large(data) and each["layout"] == "full" and not both:
+                if _large(data) and each["layout"] == "full":
                     target = 0.95
                 # By rates, since a chunk is less work than all.
                 ratio = each["flops"] / took(each) / (theirs["flops"] / took(theirs))
@@ -192,6 +192,58 @@ def _memory(data: Data, row: Data) -> list[Line]:
     return found
 
 
+TRAIN_LEAST = {(2048, "fp32"): 1.5, (2048, "bf16"): 1.3, (8192, "fp32"): 2.0, (8192, "bf16"): 2.3}
+TRAIN_GIGABYTES_MOST = {(8192, "fp32"): 9.0, (8192, "bf16"): 6.0}
+TRAIN_GAIN_LEAST = {65_536: 1.5, 131_072: 2.0}
+
+
+def _train(data: Data, row: Data) -> list[Line]:
+    own, theirs = measured(row, who="ours"), measured(row, who="transformers")
+    key, what, found = (row["tokens"], row["dtype"]), f"a training step, {where(row)}", []
+
+    def speed(entry: Data) -> str:
+        return f"{row['tokens'] / took(entry):,.0f} tokens/s"
+
+    for name, each in own.items():
+        for other, peer in own.items():
+            ratio = took(peer) / took(each)
+            if each["layout"] == "hybrid" and (peer["layout"], peer["how"]) == ("full", each["how"]):
+                target = TRAIN_GAIN_LEAST.get(row["tokens"]) if _large(data) else None
+                text = f"{speed(peer)} with full attention (FLOP ratio {peer['flops'] / each['flops']:.2f})"
+                found.append(Line(figure=f"{what}: {name}", ours=speed(each), peer=text, ratio=ratio, target=target))
+            if each["how"] == "fp8" and peer["how"] == "mixed" and peer["layout"] == each["layout"]:
+                text = f"{other} {speed(peer)}"
+                found.append(Line(figure=f"{what}: {name}", ours=speed(each), peer=text, ratio=ratio))
+        for other, peer in theirs.items():
+            if peer["layout"] == each["layout"]:
+                aimed = _small(data) and row["threads"] == 1 and name == "ours hybrid"
+                found += _against(f"{what}: {name}", key, each, other, peer, aimed=aimed, speed=speed)
+    limit = rate(row)
+    found += [_share(f"{what}: {name}", each, limit) for name, each in own.items() if limit is not None]
+    for name, each in own.items():
+        peak, aimed = each["facts"]["memory"]["peak_bytes"], _small(data) and name == "ours hybrid"
+        target = TRAIN_GIGABYTES_MOST.get(key) if aimed else None
+        found.append(Line(figure=f"peak memory of {what}: {name}", ours=size(peak), ratio=peak / 1e9, unit=" GB",
+                          target=target, most=True))  # fmt: skip
+    return found
+
+
+def _against(
+    figure: str, key: tuple[int, str], own: Data, name: str, peer: Data, *, aimed: bool, speed: Callable[[Data], str]
+) -> list[Line]:
+    """Speed, memory and agreement of one of ours with one of theirs."""
+    a, b = own["facts"], peer["facts"]
+    target = TRAIN_LEAST.get(key) if aimed else None
+    bytes_ = [each["memory"]["peak_bytes"] for each in (a, b)]
+    agree = [f"loss {x['loss']:.5f}, gradient norm {x['gradient_norm']:.5f}" for x in (a, b)]
+    return [
+        Line(figure=figure, ours=speed(own), peer=f"{name} {speed(peer)}", ratio=took(peer) / took(own), target=target),
+        Line(figure=f"{figure}, peak memory", ours=size(bytes_[0]), peer=f"{name} {size(bytes_[1])}",
+             ratio=bytes_[1] / bytes_[0]),
+        Line(figure=f"{figure}, the same step", ours=agree[0], peer=f"{name} {agree[1]}"),
+    ]  # fmt: skip
+
+
 def _block_bytes(data: Data, row: Data) -> int:
     """A block of every full layer."""
     model = data["model"]
@@ -202,4 +254,5 @@ def _block_bytes(data: Data, row: Data) -> int:
 
 BY_KIND: dict[str, Callable[[Data, Data], list[Line]]] = {
     "prefill": _prefill, "decode": _decode, "attention": _attention, "memory": _memory,
+    "train": _train,
 }  # fmt: skip

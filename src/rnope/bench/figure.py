@@ -7,25 +7,37 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from rnope.bench.lines import Data, fastest, measured, time, took
+from rnope.bench import train_figure
+from rnope.bench.axes import (
+    COLOURS,
+    DASHES,
+    FAINT,
+    NAMES,
+    Curve,
+    byte_axis,
+    drawn_rows,
+    legend,
+    our_layouts,
+    ticks,
+    token_axis,
+)  # fmt: skip
+from rnope.bench.lines import Data, measured, time, took
 from rnope.report import draw as style
-from rnope.units import size
 
-Curve = dict[int, float]
 PAPER = {132_000: 44, 990_000: 70}
 """Context tokens -> per cent of latency saved (section 5.3, 8B, end to end)."""
 BOUND = 75
 """Per cent of cache and latency that three windowed layers in four can save at most (section 5.3)."""
-COLOURS = {layout: style.styles([arm])[arm] for layout, arm in (("hybrid", "rnope-swa"), ("full", "rope"))}
-NAMES = {"hybrid": "hybrid", "full": "full attention"}
 
 
 def draw(data: Data) -> bytes | None:
     """PNG bytes; None where nothing depends on a length."""
     what = data["plan"]["what"]
-    rows = _rows(data)
+    rows = drawn_rows(data)
     if what == "attention" or not rows:
         return None
+    if what == "train":
+        return train_figure.draw(data, rows)
     with style.look():
         if what == "memory":
             figure, (cache,) = style.new(style.WIDTH * 0.75, 5.0)
@@ -38,30 +50,6 @@ def draw(data: Data) -> bytes | None:
         return style.png(figure)
 
 
-def _rows(data: Data) -> list[Data]:
-    """The rows of one setting (threads, dtype): of the one with most lengths, then most threads, shortest first."""
-    settings: dict[tuple[int, str], list[Data]] = {}
-    for row in data["rows"]:
-        if measured(row, who="ours"):
-            settings.setdefault((row["threads"], row["dtype"]), []).append(row)
-    best = max(settings, key=lambda key: (len(settings[key]), key), default=None)
-    return sorted(settings[best], key=lambda row: row["tokens"]) if best else []
-
-
-def _ours(row: Data) -> dict[str, Data]:
-    """Layout -> our fastest contestant; where both layouts ran, two that ran alike."""
-    hybrid, full = ({each["how"]: each for each in measured(row, who="ours", layout=x).values()} for x in NAMES)
-    alike = hybrid.keys() & full.keys()
-    found = {}
-    for layout, entries in (("hybrid", hybrid), ("full", full)):
-        best = fastest({how: each for how, each in entries.items() if how in alike or not alike})
-        if best is not None:
-            found[layout] = entries[best]
-    if alike and found["hybrid"]["how"] != found["full"]["how"]:
-        found["hybrid"] = hybrid[found["full"]["how"]]
-    return found
-
-
 def _latency(axis: Any, data: Data, rows: list[Data]) -> None:
     peers: dict[tuple[str, str, str], Curve] = {}
     for row in rows:
@@ -70,11 +58,11 @@ def _latency(axis: Any, data: Data, rows: list[Data]) -> None:
                 # The fastest of a peer's ways: caches, flash attention on and off.
                 curve = peers.setdefault((each["who"], each["how"].split()[0], each["layout"]), {})
                 curve[row["tokens"]] = min(took(each), curve.get(row["tokens"], took(each)))
-    for (names, curve), dashes in zip(peers.items(), _DASHES * len(peers), strict=False):
-        axis.plot(list(curve), list(curve.values()), color=_FAINT.get(names[0], "#9a9a9a"), linewidth=1.1, marker=".",
+    for (names, curve), dashes in zip(peers.items(), DASHES * len(peers), strict=False):
+        axis.plot(list(curve), list(curve.values()), color=FAINT.get(names[0], "#9a9a9a"), linewidth=1.1, marker=".",
                   linestyle=dashes, label=" ".join(names))  # fmt: skip
     for layout in ("full", "hybrid"):
-        curve = {row["tokens"]: took(own) for row in rows if (own := _ours(row).get(layout)) is not None}
+        curve = {row["tokens"]: took(own) for row in rows if (own := our_layouts(row).get(layout)) is not None}
         if curve:
             colour, marker = COLOURS[layout]
             axis.plot(
@@ -85,22 +73,18 @@ def _latency(axis: Any, data: Data, rows: list[Data]) -> None:
                 linewidth=2.4,
                 label=f"ours, {NAMES[layout]}",
             )
-    _tokens(axis, [row["tokens"] for row in rows])
+    token_axis(axis, [row["tokens"] for row in rows])
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: time(value).replace(".0 ", " ").replace(".00 ", " ")))
     axis.yaxis.set_minor_locator(NullLocator())
-    _ticks(axis)
+    ticks(axis)
     row, what = rows[0], data["plan"]["what"]
     ends = any(row["new_tokens"] for row in rows)
     dtype = f", {row['dtype']}" if row["dtype"] else ""
     where = data["machine"].get("gpu") or f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
     title = "time of a token" if what == "decode" else "latency, end to end" if ends else "time of a prefill"
     axis.set_title(f"{title} ({data['model']['size']}{dtype}, {where})")
-    _legend(axis)
-
-
-_FAINT = {"transformers": "#9a9a9a", "llama.cpp": "#b59a6d"}
-_DASHES: list[Any] = ["-", "--", ":", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 3)), (0, (2, 1))]
+    legend(axis)
 
 
 def _saved(axis: Any, data: Data) -> None:
@@ -108,7 +92,7 @@ def _saved(axis: Any, data: Data) -> None:
     curves: dict[tuple[int, str], Curve] = {}
     ideal: Curve = {}
     for row in sorted(data["rows"], key=lambda row: row["tokens"]):
-        both = _ours(row)
+        both = our_layouts(row)
         if len(both) < 2:
             continue
         ratio = took(both["hybrid"]) / took(both["full"])
@@ -138,12 +122,12 @@ def _saved(axis: Any, data: Data) -> None:
     axis.axhline(BOUND, color=style.BAR, linestyle="--", linewidth=1)
     axis.annotate("bound of the layout: 75 %", (0.02, BOUND), xycoords=("axes fraction", "data"), xytext=(0, 3),
                   textcoords="offset points", fontsize=8, color="#555555")  # fmt: skip
-    _tokens(axis, [*lengths, *PAPER])
+    token_axis(axis, [*lengths, *PAPER])
     low = min([0.0, *(value for curve in curves.values() for value in curve.values())])
     axis.set_ylim(max(-60, low * 1.15), 85)
     axis.set_ylabel("per cent of full attention's time saved")
     axis.set_title("what the hybrid saves")
-    _legend(axis)
+    legend(axis)
 
 
 def _cache(axis: Any, data: Data, rows: list[Data]) -> None:
@@ -186,10 +170,10 @@ def _cache(axis: Any, data: Data, rows: list[Data]) -> None:
                 markersize=6,
                 label=f"{NAMES[layout]}, held",
             )
-    _tokens(axis, [n for n in seen if n != 990_000] + [990_000])
-    _bytes(axis)
+    token_axis(axis, [n for n in seen if n != 990_000] + [990_000])
+    byte_axis(axis)
     axis.set_title(f"keys and values of one sequence, {itemsize} bytes a value")
-    _legend(axis)
+    legend(axis)
 
 
 def _held(axis: Any, data: Data, rows: list[Data]) -> None:
@@ -201,7 +185,7 @@ def _held(axis: Any, data: Data, rows: list[Data]) -> None:
             if "moments" in each["facts"]:
                 curves.setdefault(name, {})[row["tokens"]] = each["facts"]["moments"]["after prefill"]["held_bytes"]
                 kinds[name] = each
-    dashes = iter(_DASHES * len(curves))
+    dashes = iter(DASHES * len(curves))
     for name, curve in curves.items():
         ours = kinds[name]["who"] == "ours"
         colour, marker = COLOURS[kinds[name]["layout"]] if ours else ("#9a9a9a", ".")
@@ -223,43 +207,7 @@ def _held(axis: Any, data: Data, rows: list[Data]) -> None:
         label="formula, hybrid",
         zorder=4,
     )
-    _tokens(axis, sorted({n for curve in curves.values() for n in curve}))
-    _bytes(axis)
+    token_axis(axis, sorted({n for curve in curves.values() for n in curve}))
+    byte_axis(axis)
     axis.set_title(f"cache held right after a prefill ({rows[0]['dtype']})")
-    _legend(axis)
-
-
-def _legend(axis: Any) -> None:
-    """Below the axis, where no line can be."""
-    axis.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
-
-
-def _tokens(axis: Any, lengths: list[int]) -> None:
-    shown: list[int] = []
-    for n in sorted(set(lengths)):
-        if not shown or n / shown[-1] > 1.3:
-            shown.append(n)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(shown, [_short(n) for n in shown])
-    axis.minorticks_off()
-    axis.set_xlabel("context length, tokens")
-
-
-def _short(tokens: int) -> str:
-    for base in (1024, 1000):
-        if tokens % base == 0:
-            return f"{tokens // base}k"
-    return f"{tokens:,}"
-
-
-def _bytes(axis: Any) -> None:
-    axis.set_yscale("log", base=2)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(round(value))))
-
-
-def _ticks(axis: Any) -> None:
-    """1, 2, 5 in each decade where there are few decades."""
-    low, high = axis.get_ylim()
-    if high / low < 300:
-        ticks = [m * 10.0**e for e in range(-6, 6) for m in (1, 2, 5)]
-        axis.set_yticks([t for t in ticks if low <= t <= high])
+    legend(axis)

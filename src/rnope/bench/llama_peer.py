@@ -4,12 +4,7 @@ Its flash attention, micro-batch and extra weight layouts are tried out, and the
 """
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -18,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnope.bench import worker
 from rnope.bench.plan import Plan
 from rnope.bench.timing import Contestant, Sample
 from rnope.hf.gguf import export_gguf
@@ -58,7 +54,7 @@ class Files:
         self._folder.cleanup()
 
 
-class Worker:
+class Worker(worker.Worker):
     """A `rnope.bench.llama_worker` process.
 
     Raises:
@@ -68,41 +64,7 @@ class Worker:
     def __init__(self, threads: int) -> None:
         if importlib.util.find_spec("llama_cpp") is None:
             raise ImportError("llama-cpp-python is not installed: pip install llama-cpp-python")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "rnope.bench.llama_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        )
-
-    def ask(self, method: str, **arguments: Any) -> Any:
-        """What the method of the same name in the process returns.
-
-        Raises:
-            RuntimeError: it failed, or the process ended.
-        """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        line = ""
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([method, arguments]) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process of llama.cpp ended with {self._process.wait()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer["value"]
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        super().__init__("rnope.bench.llama_worker", threads)
 
 
 class _Llama(Contestant):

@@ -5,10 +5,10 @@ with an illegal instruction; here that ends a peer's attempt, and not the benchm
 """
 
 import ctypes
-import json
-import sys
 import time
 from typing import Any
+
+from rnope.bench.worker import serve
 
 BATCH_TOKENS = 2048
 
@@ -88,17 +88,5 @@ class Worker:
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, -1), (count,))
 
 
-def main() -> None:
-    """One JSON request a line, ``[method, arguments]``; one answer a line, ``{"value": …}`` or ``{"error": …}``."""
-    worker = Worker()
-    for line in sys.stdin:
-        method, arguments = json.loads(line)
-        try:
-            answer = {"value": getattr(worker, method)(**arguments)}
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker)

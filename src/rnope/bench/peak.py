@@ -30,11 +30,11 @@ def peak(job: dict[str, Any]) -> dict[str, int]:
     config, chunk = plan_of(job), job["chunk_tokens"]
     run(thin(config), min(job["tokens"], 2 * config_window(config) + 1), chunk, device, dtype)
     gc.collect()
-    baseline = _now(device)
+    baseline = now_bytes(device)
     engine, cache = run(config, job["tokens"], chunk, device, dtype)
     return {
         "baseline_bytes": baseline,
-        "peak_bytes": _most(device) - baseline,
+        "peak_bytes": most_bytes(device) - baseline,
         "weight_bytes": parameters(config) * dtype.itemsize,
         "cache_bytes": cache,
         "chunk_bytes": chunk_bytes(engine),
@@ -57,7 +57,8 @@ def config_window(config: ModelConfig) -> int:
     return max((spec.window for spec in config.layers if spec.window is not None), default=64)
 
 
-def _now(device: torch.device) -> int:
+def now_bytes(device: torch.device) -> int:
+    """Memory of this process on `device`; from here on the peak of a GPU is counted anew."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
@@ -66,7 +67,8 @@ def _now(device: torch.device) -> int:
     return _status("VmRSS")
 
 
-def _most(device: torch.device) -> int:
+def most_bytes(device: torch.device) -> int:
+    """The most that it ever was."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from rnope.errors import ConfigError, check, unknown
 from rnope.model.spec import LayerSpec, ModelConfig
 
-KINDS = ("attention", "prefill", "decode", "memory")
+KINDS = ("attention", "prefill", "decode", "memory", "train")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Short name -> torch's."""
 PEERS = ("full", "transformers", "flex", "llama")
 """``full`` is our own model with full attention in every layer; ``flex`` is compiled FlexAttention."""
 WAYS = ("plain", "compiled", "int8")
 """How our decode runs; int8 is compiled, too."""
+TRAIN_WAYS = ("plain", "mixed", "fp8")
+"""How our training runs: weights and optimizer in the row's dtype, or in float32 with products in bf16, or in float8."""
+TRAIN_DTYPES = ("fp32", "bf16")
 PEAKS = ("model", "thin", "none")
 TOKENS_MOST = 2**24
 
@@ -35,19 +38,23 @@ class Plan:
     size: str = "100m"
     window: int | None = None
     """In place of the size's own."""
+    layers: int | None = None
+    """In place of the size's own."""
     seed: int = 0
     """Of weights and tokens."""
     device: str = "cpu"
     chunk_tokens: int = 2048
     """Of our prefill."""
     compiled: bool = False
-    """Decode of `prefill` with new tokens through `torch.compile`; the decode benchmark has both anyway."""
+    """Decode of `prefill` with new tokens, and training, through `torch.compile`; the decode benchmark has both anyway."""
+    checkpoint: bool = False
+    """Training keeps the inputs of blocks only, and computes the rest again."""
     new_tokens: tuple[int, ...] = ()
     """Tokens written behind each of `lengths`: the time is then end to end."""
     decoded_tokens: int = 24
     """Tokens of one sample of the decode benchmark."""
     ways: tuple[str, ...] = WAYS
-    """Of `WAYS`, in the decode benchmark."""
+    """Of `WAYS`, in the decode benchmark; of `TRAIN_WAYS`, in that of training."""
     transformers_tokens: int = 16384
     """No row of transformers beyond this length."""
     llama_tokens: int = 8192
@@ -63,15 +70,22 @@ class Plan:
     def __post_init__(self) -> None:
         if self.what not in KINDS:
             raise unknown("what", self.what, "benchmark", KINDS)
+        training = self.what == "train"
         for name in self.dtypes:
-            if name not in DTYPES:
-                raise unknown("dtype", name, "dtype", DTYPES)
+            if name not in (TRAIN_DTYPES if training else DTYPES):
+                raise unknown("dtype", name, "dtype", TRAIN_DTYPES if training else DTYPES)
         for name in self.peers:
             if name not in PEERS:
                 raise unknown("peers", name, "peer", PEERS)
         for name in self.ways:
-            if name not in WAYS:
-                raise unknown("ways", name, "way to decode", WAYS)
+            if name not in (TRAIN_WAYS if training else WAYS):
+                raise unknown(
+                    "ways", name, f"way to {'train' if training else 'decode'}", TRAIN_WAYS if training else WAYS
+                )
+        ok = not training or "plain" in self.ways or "fp32" not in self.dtypes
+        check("ways", self.ways, ok, "is of bf16, and there is a row of fp32", "Add plain.")
+        for length in self.lengths if training else ():
+            check("lengths", length, length > 1, "training needs a token to predict", "Use 2k.")
         if self.peak not in PEAKS:
             raise unknown("peak", self.peak, "choice", PEAKS)
         lists = ("lengths", "dtypes", "threads", "ways")
@@ -98,7 +112,8 @@ class Plan:
     @property
     def config(self) -> ModelConfig:
         """The model that is measured."""
-        overrides = {} if self.window is None else {"window": self.window}
+        given = {"window": self.window, "num_layers": self.layers}
+        overrides = {name: value for name, value in given.items() if value is not None}
         return ModelConfig.variant(self.variant, self.size, **overrides)
 
     def pairs(self) -> list[tuple[int, int]]:
@@ -108,7 +123,8 @@ class Plan:
     def identity(self) -> dict[str, object]:
         """What two runs must share to stand in one file: all but which rows, peers and repeats are wanted."""
         names = ("what", "variant", "size", "window", "seed", "device", "chunk_tokens", "compiled", "kv_heads", "quick")
-        return {name: getattr(self, name) for name in names}
+        more = [name for name in ("layers", "checkpoint") if getattr(self, name)]  # Older files have neither.
+        return {name: getattr(self, name) for name in (*names, *more)}
 
 
 def full_attention(config: ModelConfig) -> ModelConfig:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rnope.bench import attention, decode, machine, memory, prefill
+from rnope.bench import attention, decode, machine, memory, prefill, train
 from rnope.bench.figure import draw
 from rnope.bench.kit import Kit
 from rnope.bench.limits import set_threads
@@ -24,6 +24,7 @@ from rnope.units import flops, size
 
 ROWS: dict[str, Callable[[Plan, Kit], list[Row]]] = {
     "attention": attention.rows, "prefill": prefill.rows, "decode": decode.rows, "memory": memory.rows,
+    "train": train.rows,
 }  # fmt: skip
 
 

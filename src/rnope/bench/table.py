@@ -14,8 +14,9 @@ def markdown(data: Data) -> str:
     aimed, others = [[x for x in found if (x.target is not None) == wanted] for wanted in (True, False)]
     processor = f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])})"
     loads = ", ".join(str(each["load_average"][0]) for each in data["sessions"])
+    layers = f", {model['layers']} layers" if data["plan"].get("layers") else ""
     text = [
-        f"# {data['plan']['what']}: {model['variant']} {model['size']}, {model['parameters']:,} parameters",
+        f"# {data['plan']['what']}: {model['variant']} {model['size']}{layers}, {model['parameters']:,} parameters",
         "",
         f"{machine['gpu']}; {processor}" if "gpu" in machine else processor,
         f"{versions}; source {session['revision']}; {session['date']}; load at the start {loads}",

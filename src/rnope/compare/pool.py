@@ -7,8 +7,6 @@ import json
 import multiprocessing
 import os
 import queue
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +22,7 @@ from rnope.compare.plan import Job
 from rnope.compare.work import Place, perform
 from rnope.errors import UserError
 from rnope.files import write_text
+from rnope.workers import belong_to
 
 _ticks: Any = None
 
@@ -34,14 +33,7 @@ def _start_worker(ticks: Any, parent: int) -> None:
 
     _ticks = ticks
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    belong_to(parent)
 
 
 def _perform(job: Job, place: Place) -> tuple[dict[str, Any], float]:

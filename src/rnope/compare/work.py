@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rnope.analysis.mass import attention_mass
+from rnope.compare.learn.stage import Training, layers_in, run_stage, validation_loss
 from rnope.compare.plan import Ask, Job, Look, Train
 from rnope.data.corpus import Split
 from rnope.data.needles import Haystack, Ids, NeedleTask
@@ -17,7 +18,6 @@ from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
 from rnope.results import StageRun
 from rnope.strict import to_plain
-from rnope.compare.learn.stage import Training, layers_in, run_stage, validation_loss
 
 Tick = Callable[[int], None]
 

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from typing import Literal
 
 from rnope.config.comparison import Plain, build_model, check_name
-from rnope.errors import ConfigError, check, unknown
+from rnope.errors import check, unknown
 from rnope.model.spec import LayerSpec, ModelConfig
 
 COUNT = 2**48
@@ -115,6 +115,8 @@ class Stage:
     """New rotary base of every RoPE layer."""
     window: int | None = None
     """New window of every windowed layer."""
+    rope_window: int | None = None
+    """Window of every RoPE layer from here on, also of those that had none (paper 2.2.3: RNoPE-10k-swa)."""
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     """Of the products; weights and optimizer state are float32. fp8 needs torchao, and a GPU that has it."""
     reset_optimizer: bool = False
@@ -134,14 +136,19 @@ class Stage:
               "Give short_context_tokens, or leave it out.")  # fmt: skip
         check("mixture", self.mixture, bool(self.mixture), "has no portion", 'Write [{ source = "web" }].')
         for length in self.row_lengths:
-            check("context_tokens", length, 2 <= length < 2**31, "must lie in 2 … 2^31", "Use 8192.")
+            name = "short_context_tokens" if length == short else "context_tokens"
+            check(name, length, 2 <= length < 2**31, "must lie in 2 … 2^31", "Use 8192.")
             ok = 1 <= self.batch_tokens < COUNT and self.batch_tokens % length == 0
             rule = f"must be whole rows of {length:,} tokens"
             check("batch_tokens", self.batch_tokens, ok, rule, f"Use a multiple of {length:,}.")
         ok = self.theta is None or 1 < self.theta < 1e30
         check("theta", self.theta, ok, "the rotary base must exceed 1", "The paper uses 10000 and more.")
-        ok = self.window is None or 1 <= self.window < 2**31
-        check("window", self.window, ok, "counts the current token: at least 1, below 2^31", "Use 1 or more.")
+        for name in ("window", "rope_window"):
+            value = getattr(self, name)
+            ok = value is None or 1 <= value < 2**31
+            check(name, value, ok, "counts the current token: at least 1, below 2^31", "Use 1 or more.")
+        ok = self.window is None or self.rope_window is None
+        check("rope_window", self.rope_window, ok, "is given beside window", "Give one of them.")
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -179,11 +186,14 @@ class Stage:
         return tuple(sorted({portion.source for portion in (*self.mixture, *self.short_mixture)}))
 
     def layers(self, config: ModelConfig) -> tuple[LayerSpec, ...]:
-        """`config`'s layers as this stage has them: theta of every RoPE layer, window of every windowed one."""
+        """`config`'s layers, those of the stage before, as this stage has them."""
 
         def changed(spec: LayerSpec) -> LayerSpec:
             theta = self.theta if self.theta and spec.theta else spec.theta
-            return replace(spec, theta=theta, window=self.window if self.window and spec.window else spec.window)
+            window = self.window if self.window and spec.window else spec.window
+            if self.rope_window and spec.position == "rope":
+                window = self.rope_window
+            return replace(spec, theta=theta, window=window)
 
         return tuple(changed(spec) for spec in config.layers)
 
@@ -217,7 +227,7 @@ class Execution:
     sequence_parallel: int = 1
     """Ranks that share each row; the other factor of the number of ranks shares the rows of a batch."""
     micro_batch_tokens: int = 0
-    """Tokens that a group of `sequence_parallel` ranks takes at once; 0: one row of the longest context."""
+    """Tokens that a group of `sequence_parallel` ranks takes at once, at most; 0: as many as the stage's longest row has."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks for the backward pass, and compute the rest again."""
     compile: bool = False
@@ -228,6 +238,8 @@ class Execution:
     """Newest checkpoints of a stage that are kept."""
     asynchronous: bool = False
     """Write checkpoints while training goes on, from a copy of the state in memory."""
+    tensorboard: bool = False
+    """Write TensorBoard events as well as log.jsonl."""
     validation_steps: int = 0
     """Steps between validations; 0: at the end of each stage only."""
     validation_rows: int = 64
@@ -242,9 +254,11 @@ class Execution:
         for name in ("micro_batch_tokens", "validation_steps"):
             check(name, getattr(self, name), 0 <= getattr(self, name) < COUNT, "must not be negative", "Write 0.")
 
-    def micro_rows(self, row_tokens: int, context_tokens: int) -> int:
-        """Rows of `row_tokens` that one group of ranks takes at once, where the longest have `context_tokens`."""
-        return max(1, (self.micro_batch_tokens or context_tokens) // row_tokens)
+    def micro_rows(self, stage: Stage, row_tokens: int, groups: int) -> int:
+        """Rows of `row_tokens` that each of `groups` groups of ranks takes at once: its part of a batch in equal pieces."""
+        part = stage.batch_tokens // row_tokens // groups
+        most = max(1, (self.micro_batch_tokens or stage.context_tokens) // row_tokens)
+        return max(count for count in range(1, min(most, part) + 1) if part % count == 0)
 
     def check_ranks(self, ranks: int, stages: tuple[Stage, ...], config: ModelConfig) -> int:
         """How many groups of ranks share the rows of a batch.
@@ -259,18 +273,17 @@ class Execution:
         groups = ranks // degree
         full = any(spec.window is None for spec in config.layers)
         fits = config.heads % degree == 0 and (config.kv_heads % degree == 0 or degree % config.kv_heads == 0)
-        rule = f"full layers share their {config.heads} query heads and {config.kv_heads} key-value heads evenly among the ranks"
+        heads = f"{config.heads} query heads and {config.kv_heads} key-value heads"
+        rule = f"full layers share their {heads} evenly among the ranks"
         check("execution.sequence_parallel", degree, fits or not full, rule, "Use a degree that divides both.")
         for stage in stages:
             for length in stage.row_lengths:
                 remedy = f"Use rows of a multiple of {degree} tokens."
                 check(f"stages.{stage.name}.context_tokens", length, length % degree == 0,
                       f"each of {degree} ranks takes an equal share of a row", remedy)  # fmt: skip
-                rows = self.micro_rows(length, stage.context_tokens)
-                at_once = groups * rows * length
-                rule = f"each of {groups} groups of ranks takes {rows} rows of {length:,} tokens at once"
-                remedy = f"Use a multiple of {at_once:,}, other ranks, or another execution.micro_batch_tokens."
-                ok = stage.batch_tokens % at_once == 0
+                rule = f"each of {groups} groups of ranks takes as many rows of {length:,} tokens"
+                remedy = f"Use a multiple of {groups * length:,}, or other ranks."
+                ok = stage.batch_tokens % (groups * length) == 0
                 check(f"stages.{stage.name}.batch_tokens", stage.batch_tokens, ok, rule, remedy)
         return groups
 
@@ -295,7 +308,8 @@ class TrainingRecipe:
     arms: tuple[Arm, ...]
     execution: Execution = field(default_factory=Execution)
     origins: dict[str, str] = field(default_factory=dict)
-    """Dotted name of a value as the file has it -> ``paper: section`` or ``assumed: why``."""
+    """Dotted name of a value as the file has it -> ``paper: section``, ``assumed: why`` or ``given`` (by an override);
+    empty for what an arm changes without saying why."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -304,26 +318,21 @@ class TrainingRecipe:
         check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
         names = [arm.name for arm in self.arms]
         check("arms", names, len(set(names)) == len(names) > 0, "must have distinct names", "Rename one.")
-        for arm in self.arms:
+        for i, arm in enumerate(self.arms):
             config = self.model_config(arm)
-            for stage in arm.stages:
+            for j, stage in enumerate(arm.stages):
+                where = f"arms[{i}].stages[{j}]"
                 if stage.schedule not in self.schedules:
-                    raise unknown(f"stages.{stage.name}.schedule", stage.schedule, "schedule", self.schedules)
-                for source in stage.sources:
-                    if source not in self.sources:
-                        raise unknown(f"stages.{stage.name}.mixture.source", source, "source", self.sources)
-                self._check_changes(arm, stage, config)
+                    raise unknown(f"{where}.schedule", stage.schedule, "schedule", self.schedules)
+                for key in ("mixture", "short_mixture"):
+                    for k, portion in enumerate(getattr(stage, key)):
+                        if portion.source not in self.sources:
+                            raise unknown(f"{where}.{key}[{k}].source", portion.source, "source", self.sources)
+                _check_changes(where, arm.variant, stage, config)
+                config = config.with_layers(stage.layers(config))
             for schedule, steps in self._lengths(arm).items():
-                rise = self.schedules[schedule].warmup_steps
-                rule = f"the stages of arm {arm.name!r} that follow it have {steps:,} steps"
-                check(f"schedules.{schedule}.warmup_steps", rise, steps is None or rise <= steps, rule, "Shorten it.")
-
-    def _check_changes(self, arm: Arm, stage: Stage, config: ModelConfig) -> None:
-        where = f"arms.{arm.name}.stages.{stage.name}"
-        if stage.theta and not config.thetas:
-            raise ConfigError(f"{where}.theta", stage.theta, f"{arm.variant!r} has no RoPE layer", "Leave it out.")
-        if stage.window and not any(spec.window for spec in config.layers):
-            raise ConfigError(f"{where}.window", stage.window, f"{arm.variant!r} has no window", "Leave it out.")
+                if steps is not None:
+                    self._check_warmup(arm, schedule, steps)
 
     def _lengths(self, arm: Arm) -> dict[str, int | None]:
         """Steps of each schedule in `arm`; None where a stage counts epochs."""
@@ -333,11 +342,22 @@ class TrainingRecipe:
             found[stage.schedule] = None if before is None or stage.steps is None else before + stage.steps
         return found
 
+    def _check_warmup(self, arm: Arm, schedule: str, steps: int) -> None:
+        rise = self.schedules[schedule].warmup_steps
+        rule = f"the stages of arm {arm.name!r} that follow it have {steps:,} steps"
+        check(f"schedules.{schedule}.warmup_steps", rise, rise <= steps, rule, "Shorten it.")
+
     def rates(self, arm: Arm, steps: tuple[int, ...]) -> tuple["StageRates", ...]:
-        """The learning rates of each stage of `arm`, whose stages have `steps` steps."""
+        """The learning rates of each stage of `arm`, whose stages have `steps` steps.
+
+        Raises:
+            ConfigError: a warm-up longer than its schedule, which stages counted in epochs show only here.
+        """
         totals: dict[str, int] = {}
         for stage, count in zip(arm.stages, steps, strict=True):
             totals[stage.schedule] = totals.get(stage.schedule, 0) + count
+        for schedule, total in totals.items():
+            self._check_warmup(arm, schedule, total)
         starts = (0, *accumulate(steps))
         first = {stage.schedule: starts[i] for i, stage in reversed(list(enumerate(arm.stages)))}
         return tuple(
@@ -361,6 +381,24 @@ class TrainingRecipe:
         tables = (("model", self.model), (f"arms.{arm.name}.model", arm.model))
         vocabulary = {} if self.vocab_size is None else {"vocab_size": self.vocab_size}
         return build_model(arm.variant, self.size, tables, arm.name, **vocabulary)
+
+    def stage_configs(self, arm: Arm) -> tuple[ModelConfig, ...]:
+        """The model as each stage of `arm` has it: changes of theta and window add up from stage to stage."""
+        config = self.model_config(arm)
+        return tuple(config := config.with_layers(stage.layers(config)) for stage in arm.stages)
+
+
+def _check_changes(where: str, variant: str, stage: Stage, config: ModelConfig) -> None:
+    """Whether `config`, as the stages before left it, has what `stage` changes."""
+    rope = bool(config.thetas)
+    windowed = any(spec.window for spec in config.layers)
+    for key, ok, lacks in (
+        ("theta", rope, "RoPE layer"),
+        ("rope_window", rope, "RoPE layer"),
+        ("window", windowed, "window"),
+    ):
+        value = getattr(stage, key)
+        check(f"{where}.{key}", value, value is None or ok, f"{variant!r} has no {lacks}", "Leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnope.errors import ConfigError
-from rnope.kernels import check_backend, cross_entropy
+from rnope.kernels import check_backend, cross_entropy, swiglu
 from rnope.model.attention import Attention, LayerMemory, LayerNorm, Memory, RotaryTables, Rows, at_rows
 from rnope.model.rope import rotary_table
 from rnope.model.spec import LayerSpec, ModelConfig
@@ -23,7 +23,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.ffn_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(swiglu(self.gate(x), self.up(x)))
 
 
 class Block(nn.Module):
@@ -48,7 +48,7 @@ class Block(nn.Module):
         mixed = self.attention(normal, tables, starts=starts, rows=rows, memory=memory)
         if rows is not None:
             x, normal = at_rows(x, rows), at_rows(normal, rows)
-        return x + mixed + self.feed_forward(normal)
+        return (x + mixed).add_(self.feed_forward(normal))
 
 
 class Decoder(nn.Module):

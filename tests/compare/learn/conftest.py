@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from rnope.compare.learn.stage import Training
 from rnope.config import Optimizer, Stage
 from rnope.data.needles import WORDS, NeedleTask
 from rnope.testing import tiny_model
 from rnope.tokenizer import Tokenizer
-from rnope.compare.learn.stage import Training
 
 VOCAB = 1024
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rnope.compare.learn import stage
+from rnope.compare.learn.stage import Training, layers_in, run_stage
 from rnope.config import Optimizer, Stage
 from rnope.data.needles import WORDS, NeedleTask
 from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
 from rnope.tokenizer import Tokenizer
-from rnope.compare.learn import stage
-from rnope.compare.learn.stage import Training, layers_in, run_stage
 
 VOCAB = 1024
 ONE = Stage(

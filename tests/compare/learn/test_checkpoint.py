@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnope.errors import UserError
 from rnope.compare.learn.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from rnope.compare.learn.optim import build_optimizers
 from rnope.compare.learn.stage import run_stage
+from rnope.errors import UserError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 
-from rnope.config import Optimizer
 from rnope.compare.learn.optim import build_optimizers, rate_scale, set_rates, step_if_finite
+from rnope.config import Optimizer
 
 
 def groups_of(optimizers):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rnope.model.spec import LayerSpec
 from rnope.compare.learn import stage as loop
 from rnope.compare.learn.checkpoint import Progress, load_checkpoint
 from rnope.compare.learn.optim import build_optimizers
 from rnope.compare.learn.stage import layers_in, run_stage, step_generator, validation_loss
+from rnope.model.spec import LayerSpec
 
 
 def naive_loss(net, batch, mask, text_weight):

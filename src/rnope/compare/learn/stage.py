@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rnope import config
+from rnope.compare.learn.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
+from rnope.compare.learn.optim import build_optimizers, rate_scale, set_rates, step_if_finite
 from rnope.data.needles import Ids, NeedleTask, TrainingRows
 from rnope.model.decoder import Decoder
 from rnope.model.spec import LayerSpec, ModelConfig
-from rnope.compare.learn.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
-from rnope.compare.learn.optim import build_optimizers, rate_scale, set_rates, step_if_finite
 
 LOG_STEPS = 10
 CHECKPOINT_STEPS = 50

@@ -1,9 +1,13 @@
-"""Test kit for what is built on `rnope`: models small enough to run anywhere in milliseconds."""
+"""Test kit for what is built on `rnope`: models small enough to run anywhere in milliseconds, and many ranks on one
+machine. It knows no test framework."""
 
 from typing import Any
 
 from rnope.model.decoder import Decoder
 from rnope.model.spec import VARIANTS, ModelConfig
+from rnope.testing.distributed import run_distributed
+
+__all__ = ["run_distributed", "tiny_model"]
 
 
 def tiny_model(variant: str = "rnope-swa", seed: int = 0, **overrides: Any) -> Decoder:

@@ -69,7 +69,7 @@ class Trainer:
         ids, losses, norms = self.ids[:, :tokens], list[Tensor](), list[float]()
         parts = {
             "forward": timed(lambda: losses.append(self._loss(ids)), self.device),
-            "backward": timed(lambda: losses[0].backward(), self.device),  # type: ignore[no-untyped-call]
+            "backward": timed(lambda: losses[0].backward(), self.device),
             "optimizer": timed(lambda: norms.append(self._update(losses[0], tokens - 1)), self.device),
         }
         loss = float(losses[0].detach()) / (tokens - 1 if self.ours is not None else 1)

@@ -25,7 +25,7 @@ ALLOWED = {
     "hf": {"errors", "strict", "files", "spec", "model"},
     "generate": {"errors", "spec", "kernels", "model"},
     "data": {"errors", "strict", "files", "workers", "commands", "config", "tokenizer"},
-    "parallel": {"errors", "spec", "kernels", "model"},
+    "parallel": {"errors", "config", "spec", "kernels", "model"},
     "train": {
         "errors", "strict", "files", "units", "recipes", "spec", "config", "kernels", "model", "hf", "data",
         "parallel", "rnope",

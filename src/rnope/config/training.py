@@ -220,6 +220,15 @@ class Arm:
             check("stages", stage.schedule, ok, rule, "Stages of one schedule must follow each other.")
 
 
+def check_heads(config: ModelConfig, degree: int) -> None:
+    """Raise the error of ranks that cannot share a full layer's heads evenly; windowed layers allow any number."""
+    heads, kv = config.heads, config.kv_heads
+    fits = heads % degree == 0 and (kv % degree == 0 or degree % kv == 0)
+    rule = f"full layers share their {heads} query heads and {kv} key-value heads evenly among the ranks"
+    full = any(spec.window is None for spec in config.layers)
+    check("execution.sequence_parallel", degree, fits or not full, rule, "Use a degree that divides both.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Execution:
     """How a run is carried out; nothing here changes what is trained, but for rounding."""
@@ -271,11 +280,7 @@ class Execution:
         check("execution.sequence_parallel", degree, ranks % degree == 0, f"must divide the {ranks} ranks",
               f"Use one of {divisors}.")  # fmt: skip
         groups = ranks // degree
-        full = any(spec.window is None for spec in config.layers)
-        fits = config.heads % degree == 0 and (config.kv_heads % degree == 0 or degree % config.kv_heads == 0)
-        heads = f"{config.heads} query heads and {config.kv_heads} key-value heads"
-        rule = f"full layers share their {heads} evenly among the ranks"
-        check("execution.sequence_parallel", degree, fits or not full, rule, "Use a degree that divides both.")
+        check_heads(config, degree)
         for stage in stages:
             for length in stage.row_lengths:
                 remedy = f"Use rows of a multiple of {degree} tokens."

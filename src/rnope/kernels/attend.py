@@ -73,7 +73,8 @@ def _automatic(request: Request) -> str:
     if name is None:
         names = AUTO.get(request.device.type, AUTO_ELSEWHERE)
         name = next(name for name in names if BACKENDS[name].refusal(request) is None)  # The last refuses nothing.
-        _CHOSEN[request] = name
+        if not torch.compiler.is_compiling():  # A compiler that sees this written gives up on the caller, in silence.
+            _CHOSEN[request] = name
     return name
 
 

@@ -38,18 +38,19 @@ def apply(
     config: ModelConfig,
     mesh: Mesh,
     *,
-    seed: int = 0,
+    seed: int | None = 0,
     precision: Precision = "bf16",
     checkpoint_activations: bool = False,
     compile_blocks: bool = False,
     compiler: str | Callable[..., Any] = "inductor",
 ) -> Decoder:
-    """A decoder with fresh weights over the ranks of `mesh`; all of them call it together.
+    """A decoder over the ranks of `mesh`, with fresh weights; all of them call it together.
 
     What may be called is ``model.loss``, with this rank's rows, or its share of them and where that stands.
 
     Args:
-        seed: of the weights, which are those of ``Decoder(config, seed=seed)`` on a CPU, whatever the ranks.
+        seed: of the weights, which are those of ``Decoder(config, seed=seed)`` on a CPU, whatever the ranks; None leaves
+            them as memory happened to be, for whoever loads a checkpoint.
         precision: of products.
         checkpoint_activations: keep only the inputs of blocks for the backward pass, and compute the rest again.
         compile_blocks: compile every block, by torch.compile's backend `compiler`.
@@ -75,7 +76,8 @@ def apply(
     elif precision != "fp32":
         _cast(model)
     model.to_empty(device=mesh.device)
-    load_full_state(model, mesh, Decoder(config, seed=seed).state_dict() if mesh.rank == 0 else None)
+    if seed is not None:
+        load_full_state(model, mesh, Decoder(config, seed=seed).state_dict() if mesh.rank == 0 else None)
     return model
 
 

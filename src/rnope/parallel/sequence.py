@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rnope.errors import check
+from rnope.config.training import check_heads
 from rnope.kernels import attend
 from rnope.model.decoder import Decoder
 from rnope.model.spec import LayerSpec, ModelConfig
@@ -173,15 +173,6 @@ def share_rows(model: Decoder, mesh: Mesh) -> SequenceParallel:
     for block in model.blocks:
         block.attention.attend = parallel
     return parallel
-
-
-def check_heads(config: ModelConfig, ranks: int) -> None:
-    """Raise the error of a degree that the heads do not allow; sliding layers allow all."""
-    heads, kv = config.heads, config.kv_heads
-    fits = heads % ranks == 0 and (kv % ranks == 0 or ranks % kv == 0)
-    rule = f"full layers share their {heads} query heads and {kv} key-value heads evenly among the ranks"
-    full = any(spec.window is None for spec in config.layers)
-    check("execution.sequence_parallel", ranks, fits or not full, rule, "Use a degree that divides both.")
 
 
 def sent_bytes(

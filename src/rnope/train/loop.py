@@ -15,7 +15,6 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from rnope.config.training import AdamW, Execution, Stage, StageRates
 from rnope.data.rows import Rows, StageRows, validation_rows
@@ -98,18 +97,27 @@ def fit(work: Work, mesh: Mesh, watch: Watch) -> Decoder:
         UserError: too many steps one after another were not finite, or no checkpoint is whole.
     """
     execution, stage = work.execution, work.stage
+    checkpoints = Checkpoints(work.checkpoints, keep=execution.keep, asynchronous=execution.asynchronous)
+    checkpoints.sweep()
+    own = checkpoints.newest()
+    for fault in checkpoints.passed_over if mesh.rank == 0 else ():
+        watch.say(f"A checkpoint was passed over. {fault}. The one before it is used.")
     model = apply(
         work.config,
         mesh,
-        seed=work.seed,
+        seed=work.seed if own is None and work.before is None else None,
         precision=stage.precision,
         checkpoint_activations=execution.checkpoint_activations,
         compile_blocks=execution.compile,
     )
     optimizer = build_optimizer(model, work.optimizer)
-    checkpoints = Checkpoints(work.checkpoints, keep=execution.keep, asynchronous=execution.asynchronous)
-    checkpoints.sweep()
-    standing = _restore(work, model, optimizer, checkpoints, mesh, watch)
+    if own is not None:
+        standing = Standing(**own[1])
+        checkpoints.load(own[0], _tensors(model, optimizer, standing.updates))
+    elif work.before is not None:
+        standing = _carried_over(work.before, stage, model, optimizer)
+    else:
+        standing = Standing()
     log = Log(work.folder, standing.step, tensorboard=execution.tensorboard) if mesh.rank == 0 else None
     rows = StageRows(stage, work.sources, seed=work.seed)
     meter = _Meter(work, mesh)
@@ -184,28 +192,16 @@ def _tensors(model: Decoder, optimizer: torch.optim.AdamW, updates: int | None =
     return weights | optimizer_tensors(model, optimizer, updates)
 
 
-def _restore(
-    work: Work, model: Decoder, optimizer: torch.optim.AdamW, checkpoints: Checkpoints, mesh: Mesh, watch: Watch
-) -> Standing:
-    """The stage's own newest checkpoint, or the last of the stage before, or the beginning."""
+def _carried_over(before: Path, stage: Stage, model: Decoder, optimizer: torch.optim.AdamW) -> Standing:
+    """Weights and, unless the stage resets them, moments of the last checkpoint in folder `before`."""
+    checkpoints = Checkpoints(before / "checkpoints", keep=1)
     found = checkpoints.newest()
-    if found is not None or checkpoints.passed_over:
-        for fault in checkpoints.passed_over if mesh.rank == 0 else ():
-            watch.say(f"A checkpoint was passed over. {fault}. The one before it is used.")
-    if found is not None:
-        standing = Standing(**found[1])
-        checkpoints.load(found[0], _tensors(model, optimizer, standing.updates))
-        return standing
-    if work.before is None:
-        return Standing()
-    earlier = Checkpoints(work.before / "checkpoints", keep=1)
-    found = earlier.newest()
     assert found is not None  # `rnope.train.run` has seen to it
-    updates = 0 if work.stage.reset_optimizer else int(found[1]["updates"])
+    updates = 0 if stage.reset_optimizer else int(found[1]["updates"])
     everything = _tensors(model, optimizer, updates)
-    if work.stage.reset_optimizer:
+    if stage.reset_optimizer:
         everything = {name: tensor for name, tensor in everything.items() if name.startswith("weight.")}
-    earlier.load(found[0], everything)
+    checkpoints.load(found[0], everything)
     return Standing(updates=updates)
 
 
@@ -295,9 +291,6 @@ def validate(model: Decoder, work: Work, mesh: Mesh) -> dict[str, Point]:
         loss = float(sums[0].sum() / sums[1].sum())
         found[name] = {"loss": loss, "tokens": int(sums[1].sum()), "by_position": position_losses(sums, edges)}
     model.train()
-    if isinstance(model, FSDPModule):
-        # Without a backward pass the root's weights stay gathered, and are not those that the optimizer knows.
-        model.reshard()
     return found
 
 

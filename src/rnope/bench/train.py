@@ -14,43 +14,36 @@ from rnope.model.accounting import training_flops
 
 SHARES = {"ours": 0.5, "transformers": 0.25}
 """Shares of the matmul rate, guessed, for estimates."""
-WARM_TOKENS = 512
-"""A warm-up takes at most so many tokens where nothing is compiled for a length."""
+START_SECONDS = 10.0
+"""Of a process."""
+WARM_TOKENS = 2048
+"""A process first takes a step of at most so many tokens where nothing is compiled for a length."""
 
 
 class Step(Contestant):
-    """A model in training, in a process of its own; on a GPU the process lasts for one measurement, since two models
-    would have to share the memory."""
+    """A step of a model in a process of its own for each measurement: two models might not fit into memory together,
+    and its peak is then this step's."""
 
     def __init__(self, plan: Plan, who: str, way: str, layout: str, dtype: str, tokens: int, threads: int) -> None:
         super().__init__()
         self.job = {"plan": asdict(plan), "who": who, "way": way, "layout": layout, "dtype": dtype}
-        self.tokens, self.threads, self.alone = tokens, threads, plan.device != "cpu"
-        self.warm_tokens = tokens if plan.compiled or self.alone else min(tokens, WARM_TOKENS)
-        self.worker: Worker | None = None
+        self.tokens, self.threads = tokens, threads
+        self.warm_tokens = tokens if plan.compiled or plan.device != "cpu" else min(tokens, WARM_TOKENS)
 
     def warm_up(self) -> None:
-        if not self.alone:
-            self._start()
-
-    def _start(self) -> Worker:
-        self.worker = Worker("rnope.bench.train_worker", self.threads)
-        self.worker.ask("open", tokens=self.tokens, threads=self.threads, **self.job)
-        self.worker.ask("step", tokens=self.warm_tokens)
-        return self.worker
+        """Every process warms itself up."""
 
     def measure(self) -> Sample:
-        seen = (self.worker or self._start()).ask("step", tokens=self.tokens)
+        worker = Worker("rnope.bench.train_worker", self.threads)
+        try:
+            worker.ask("open", tokens=self.tokens, threads=self.threads, **self.job)
+            worker.ask("step", tokens=self.warm_tokens)
+            seen = worker.ask("step", tokens=self.tokens)
+        finally:
+            worker.close()
         self.logits = torch.tensor([seen["loss"]])
         self.facts |= {name: seen[name] for name in ("loss", "gradient_norm", "memory")}
-        if self.alone:
-            self.close()
         return Sample(sum(seen["parts"].values()), seen["parts"])
-
-    def close(self) -> None:
-        if self.worker is not None:
-            self.worker.close()
-            self.worker = None
 
 
 def rows(plan: Plan, kit: Kit) -> list[Row]:
@@ -70,9 +63,9 @@ def _row(plan: Plan, kit: Kit, tokens: int, dtype: str, threads: int) -> Row:
         flops = training_flops(kit.models.configs[layout], tokens)
         took = kit.expected(flops, dtype, threads, SHARES[who])
         make = partial(Step, plan, who, way, layout, dtype, tokens, threads)
-        warm = 10 + took * min(1.0, WARM_TOKENS / tokens)
+        before = START_SECONDS + took * min(1.0, WARM_TOKENS / tokens)
         entries.append(Entry(who=who, how=how, layout=layout, dtype=dtype, make=make, flops=flops,
-                             expected_seconds=took, warm_seconds=warm))  # fmt: skip
+                             expected_seconds=before + took))  # fmt: skip
 
     ways = [way for way in plan.ways if way == "plain" or dtype == "bf16"]
     for i, way in enumerate(ways):

@@ -150,11 +150,14 @@ def _differentiate(
     blocks, origin = dq.shape[2] // size, past - behind * size
     deep = max(1, min(blocks, CHUNK // (b * h * size * d)))
     step = max(1, min(deep, SCORES // (b * h * size * size)))
-    most = 0.0 if q.dtype == torch.float16 else math.log2(window)  # Float16 has no range to spare.
-    qb, gb, dqb = (q.new_zeros(deep, b, kv, groups, size, d) for _ in range(3))
-    qx, gx = (q.new_zeros(deep, b, kv, groups, size, d + 2) for _ in range(2))
-    kb, dkb, dvb = (q.new_zeros(deep + behind, b, kv, 1, size, d) for _ in range(3))
+    # Float16 has no range to spare, and float32 is exact enough.
+    most = math.log2(window) if q.dtype == torch.bfloat16 else 0.0
+    qx, gx = (q.new_empty(deep, b, kv, groups, size, d + 2) for _ in range(2))
+    dqb = q.new_empty(deep, b, kv, groups, size, d)
+    qb, gb = (torch.empty_like(dqb) if most else x[..., :d] for x in (qx, gx))
     kx, vx = (q.new_ones(deep + behind, b, kv, 1, size, d + 2) for _ in range(2))
+    kb = kx[..., :d]
+    dkb, dvb = (q.new_zeros(deep + behind, b, kv, 1, size, d) for _ in range(2))
     chances, slopes = (q.new_empty(step * b * kv, groups * size, size) for _ in range(2))
     for x in (dk, dv):
         x[:, :, : max(0, origin)] = 0.0
@@ -164,12 +167,13 @@ def _differentiate(
         qs, gs, logs = q[:, :, cut], grad[:, :, cut], lse[:, :, cut]
         # Scores less logs are near 0, where 16 bits are exact, for weights times a power of two, taken back later.
         power = (logs / math.log(2)).round_().clamp_(0.0, most)
-        back = torch.exp2(-power)[..., None].to(q.dtype)
         _fill(qx, _less(qs, (logs - power * math.log(2)) / scale))
         _fill(gx, _less(gs, (gs.to(lse.dtype) * out[:, :, cut]).sum(-1)))
-        _fill(qb, qs * back)
-        _fill(gb, gs * back)
-        for buffer, x in ((kb, k), (kx, k), (vx, v)):
+        if most:
+            back = torch.exp2(-power)[..., None].to(q.dtype)
+            _fill(qb, qs * back)
+            _fill(gb, gs * back)
+        for buffer, x in ((kx, k), (vx, v)):
             _fill(buffer[..., :d], x, origin + cut.start)
         dqb.zero_()
         for x in (dkb, dvb):
@@ -195,7 +199,8 @@ def _differentiate(
                 dqs.baddbmm_(ds, kbs, alpha=scale)
                 dks.baddbmm_(ds.mT, qbs, alpha=scale)
         _store(dq, cut.start, dqb[:n])
-        dq[:, :, cut][:, :, : back.shape[2]] *= back
+        if most:
+            dq[:, :, cut][:, :, : back.shape[2]] *= back
         for x, parts in ((dk, dkb), (dv, dvb)):  # The last blocks of keys wait for the next chunk's queries.
             _store(x, max(0, origin) + cut.start, parts[: n if s + n < blocks else n + behind])
 

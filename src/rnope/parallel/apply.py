@@ -18,6 +18,7 @@ from types import MethodType
 from typing import Any, Literal, cast
 
 import torch
+import torch.compiler.config
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -32,6 +33,9 @@ from rnope.parallel.mesh import Mesh
 from rnope.parallel.sequence import share_rows
 
 Precision = Literal["fp32", "bf16", "fp8"]
+COMPILED = 64
+"""Variants of a block's code: kinds of layers × row lengths × training and validation, of all stages. Beyond PyTorch's own 8
+blocks would go on uncompiled, with no more than a warning."""
 
 
 def apply(
@@ -69,6 +73,7 @@ def apply(
             # In place of the method, and not around the module, which would change the names of weights.
             block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
     if compile_blocks:
+        torch.compiler.config.recompile_limit = max(COMPILED, torch.compiler.config.recompile_limit)
         for block in model.blocks:
             block.compile(backend=compiler)
     if mesh.devices is not None:

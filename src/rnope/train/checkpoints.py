@@ -80,8 +80,12 @@ class Checkpoints:
             return
         future, step, facts = self._writing
         self._writing = None
-        with _plainly():
-            future.result()
+        try:
+            with _plainly():
+                future.result()
+        except Exception:
+            shutil.rmtree(self._beside(step), ignore_errors=True)  # a full disk needs the room
+            raise
         self._publish(step, facts)
 
     def _publish(self, step: int, facts: Facts) -> None:
@@ -100,7 +104,9 @@ class Checkpoints:
             final = self.folder / f"step-{step:08d}"
             shutil.rmtree(final, ignore_errors=True)  # a damaged one, passed over before
             place.rename(final)
-            for old in self._steps()[self.keep :]:
+            steps = self._steps()
+            # Later ones were passed over, since the run has come by here again: they would take the place of whole ones.
+            for old in (*(later for later in steps if later > step), *steps[steps.index(step) :][self.keep :]):
                 self._remove(old)
         _meet()
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from rnope import recipes
 from rnope.errors import ConfigError
+from rnope.train.voice import one_voice
 
 
 @click.command(help=f"Train the models of RECIPE through all its stages; run again with the same folder to go on.\n\n"
@@ -44,27 +45,29 @@ def train(
     utilisation: float,
     device: str,
 ) -> None:
-    resolved = recipes.load_training(recipe, changes)
-    folders = dict(_pair(text) for text in data)
-    if dry_run:
-        from rnope.train.plan import plan
-        from rnope.train.preview import describe
+    with one_voice():
+        resolved = recipes.load_training(recipe, changes)
+        folders = dict(_pair(text) for text in data)
+        if dry_run:
+            from rnope.train.plan import plan
+            from rnope.train.preview import describe
 
-        world = ranks or int(os.environ.get("WORLD_SIZE", "1"))
-        chosen = [resolved.arm(name) for name in arms] or resolved.arms
-        plans = [plan(resolved, a, ranks=world, data=folders, gpu=gpu, utilisation=utilisation) for a in chosen]
-        click.echo(describe(*plans))
-        return
-    from rnope.parallel.mesh import joined
-    from rnope.train.run import train as run
+            world = ranks or int(os.environ.get("WORLD_SIZE", "1"))
+            chosen = [resolved.arm(name) for name in arms] or resolved.arms
+            plans = [plan(resolved, a, ranks=world, data=folders, gpu=gpu, utilisation=utilisation) for a in chosen]
+            if int(os.environ.get("RANK", "0")) == 0:
+                click.echo(describe(*plans))
+            return
+        from rnope.parallel.mesh import joined
+        from rnope.train.run import train as run
 
-    with joined(resolved.execution.sequence_parallel, device=device) as mesh:
-        console = Console(stderr=True, quiet=mesh.rank > 0)
-        folder = out or Path("out") / resolved.name
-        models = run(resolved, arms, data=folders, out=folder, mesh=mesh, console=console)
-        if mesh.rank == 0:
-            for model in models:
-                click.echo(model)
+        with joined(resolved.execution.sequence_parallel, device=device) as mesh:
+            console = Console(stderr=True, quiet=mesh.rank > 0)
+            folder = out or Path("out") / resolved.name
+            models = run(resolved, arms, data=folders, out=folder, mesh=mesh, console=console)
+            if mesh.rank == 0:
+                for model in models:
+                    click.echo(model)
 
 
 def _pair(text: str) -> tuple[str, str]:

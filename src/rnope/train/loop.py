@@ -148,7 +148,7 @@ def fit(work: Work, mesh: Mesh, watch: Watch) -> Decoder:
                 point = {
                     "step": standing.step,
                     "context_tokens": row_tokens,
-                    "loss": loss / max(targets, 1),
+                    "loss": loss / targets if targets else math.nan,  # rows of prompts alone have no target
                     "targets": targets,
                     "by_position": position_losses(sums, edges),
                     "gradient_norm": norm,

@@ -3,6 +3,7 @@
 In the output folder, ``stages/NAME-DIGEST`` holds a stage's checkpoints, log and model; ``ARM/STAGE`` leads there.
 """
 
+import fcntl
 import os
 import shutil
 import sys
@@ -62,7 +63,7 @@ def train(
     todo = [work for work in distinct.values() if not _is_done(work)]
     if mesh.rank == 0:
         _check_room(todo, recipe, out)
-    with _following(todo, console, mesh) as watch:
+    with _alone(out, mesh), _following(todo, console, mesh) as watch:
         for arm, works in zip(chosen, jobs, strict=True):
             for index, work in enumerate(works):
                 watch.begin(f"{arm.name} {work.stage.name}", work)
@@ -212,6 +213,23 @@ def _check_room(todo: Sequence[Work], recipe: TrainingRecipe, out: Path) -> None
     rule = f"has {size(free)} free, and checkpoints and models need {size(needed)}"
     if needed > free:
         raise ConfigError("--out", str(out), rule, "Make room, choose another place, or lower execution.keep.")
+
+
+@contextmanager
+def _alone(out: Path, mesh: Mesh) -> Iterator[None]:
+    """Refuse a folder in which another run is at work; the lock ends with the process, however that ends."""
+    if mesh.rank:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError("--out", str(out), "another run is at work there", "Wait for it, or stop it.") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 class _Follow:

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 ALLOWED = {
     "errors": set(),
     "files": set(),
-    "units": set(),
+    "units": {"errors"},
     "workers": set(),
     "commands": {"errors"},
     "strict": {"errors"},
@@ -24,7 +24,7 @@ ALLOWED = {
     "model": {"errors", "spec", "kernels"},
     "hf": {"errors", "strict", "files", "spec", "model"},
     "generate": {"errors", "spec", "kernels", "model"},
-    "data": {"errors", "strict", "files", "workers", "commands", "config", "tokenizer"},
+    "data": {"errors", "strict", "files", "units", "workers", "commands", "config", "tokenizer"},
     "parallel": {"errors", "config", "spec", "kernels", "model"},
     "train": {
         "errors", "strict", "files", "units", "recipes", "spec", "config", "kernels", "model", "hf", "data",

@@ -3,7 +3,7 @@
 import pytest
 
 from rnope import cli
-from rnope.bench.plan import Plan, dtypes, full_attention, lengths, listed, numbers
+from rnope.bench.plan import Plan, dtypes, full_attention, listed, numbers
 from rnope.errors import ConfigError
 
 
@@ -11,17 +11,9 @@ def plan(**changes):
     return Plan(**(dict(what="prefill", lengths=(64,), size="tiny") | changes))
 
 
-def test_lengths_are_binary_behind_powers_of_two_and_decimal_else():
-    assert lengths("2k, 8192,1m") == (2048, 8192, 2**20)
-    assert lengths("132k,990k,1_000") == (132_000, 990_000, 1000)
+def test_lists():
     assert listed("none") == listed("") == () and numbers("1,2", "threads") == (1, 2)
     assert dtypes("bfloat16,fp32") == ("bf16", "fp32")
-
-
-@pytest.mark.parametrize("text", ["8q", "k", "-1", "1.5k", "8k8", "²"])
-def test_what_is_no_length_is_refused(text):
-    with pytest.raises(ConfigError, match="no number of tokens"):
-        lengths(text)
 
 
 @pytest.mark.parametrize(

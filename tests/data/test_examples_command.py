@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from rnope.data.examples_command import KINDS, examples, task_of, token_counts
+from rnope.data.examples_command import KINDS, examples, task_of
 from rnope.errors import ConfigError
 from rnope.tokenizer import Tokenizer
 
@@ -59,10 +59,3 @@ def test_an_unknown_kind():
     ):
         task_of("retreival", None, None)
     assert len(KINDS) == 4
-
-
-def test_lengths():
-    assert token_counts("8k, 65536,1m,132k") == (8192, 65536, 1048576, 132_000)
-    for text in ("", "8x", "8k,,", "-1", "1.5k"):
-        with pytest.raises(ConfigError, match=r"^tokens = "):
-            token_counts(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.compiler.config
+import torch._dynamo
 from rich.console import Console
 from torch.nn import functional as F
 
@@ -143,14 +143,15 @@ def test_a_full_disk_on_ranks_leaves_nothing_half_written(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile itself
-def test_more_kinds_of_layers_than_torch_compiles_by_itself(recipe, monkeypatch):
+def test_more_kinds_of_layers_than_torch_compiles_by_itself(recipe):
     torch.compiler.reset()
-    monkeypatch.setattr(torch.compiler.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     made = recipe()
     config = made.model_config(made.arms[0])
     assert len(set(config.layers)) == 2
-    with joined(1, device="cpu") as mesh:
+    with (
+        torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True),
+        joined(1, device="cpu") as mesh,
+    ):
         model = loop.apply(config, mesh, precision="fp32", compile_blocks=True, compiler="eager")
         model.loss(torch.ones(1, 7, dtype=torch.long), torch.ones(1, 7, dtype=torch.long))
     torch.compiler.reset()
@@ -160,11 +161,10 @@ def test_more_kinds_of_layers_than_torch_compiles_by_itself(recipe, monkeypatch)
 @pytest.mark.filterwarnings("ignore")  # of torch.compile itself
 def test_blocks_stay_compiled_through_stages_and_row_lengths(run, monkeypatch):
     torch.compiler.reset()
-    monkeypatch.setattr(torch.compiler.config, "recompile_limit", 8)
     apply = functools.partial(loop.apply, compiler="eager")
     monkeypatch.setattr(loop, "apply", apply)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    run(*SHORT, "execution.compile=true", "execution.validation_steps=2")
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        run(*SHORT, "execution.compile=true", "execution.validation_steps=2")
     torch.compiler.reset()
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rnope.bench import plan as plans
 from rnope.commands import Group
 from rnope.errors import ConfigError
+from rnope.units import token_counts
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "attention": dict(lengths="8k", dtype="bf16,fp32", repeats=5),
@@ -75,16 +76,16 @@ def _run(what: str, *, out: Path | None, dry_run: bool, stop_after: float | None
     texts = {name: given.pop(name) for name in ("lengths", "dtype", "threads", "peers")}
     new, ways = given.pop("new_tokens", ""), given.pop("ways", None)
     if "peak_tokens" in given:
-        (given["peak_tokens"],) = plans.lengths(given["peak_tokens"], "peak_tokens") or (0,)
+        (given["peak_tokens"],) = token_counts(given["peak_tokens"], "peak_tokens") or (0,)
     if ways is not None:
         given["ways"] = plans.listed(ways)
     plan = plans.Plan(
         what=what,
-        lengths=plans.lengths(texts["lengths"]),
+        lengths=token_counts(texts["lengths"]),
         dtypes=plans.dtypes(texts["dtype"]),
         threads=plans.numbers(texts["threads"], "threads"),
         peers=plans.listed(texts["peers"]),
-        new_tokens=plans.lengths(new, "new_tokens"),
+        new_tokens=token_counts(new, "new_tokens"),
         **given,
     )
     if stop_after is not None and stop_after <= 0:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rnope.errors import ConfigError, check, unknown
+from rnope.errors import check, unknown
 from rnope.model.spec import LayerSpec, ModelConfig
 
 KINDS = ("attention", "prefill", "decode", "memory", "train")
@@ -137,24 +137,6 @@ def full_attention(config: ModelConfig) -> ModelConfig:
 def listed(text: str) -> tuple[str, ...]:
     """``"a, b"`` -> ``("a", "b")``; ``"none"`` and the empty text are nothing."""
     return tuple(part.strip() for part in text.split(",") if part.strip() and part.strip() != "none")
-
-
-def lengths(text: str, field: str = "lengths") -> tuple[int, ...]:
-    """Token counts: ``"2k, 8192, 1m"``. k is 1,024 behind a power of two (8k = 8,192) and 1,000 else (132k = 132,000).
-
-    Raises:
-        ConfigError: something that is no count.
-    """
-    return tuple(_length(part, field) for part in listed(text))
-
-
-def _length(part: str, field: str) -> int:
-    found = re.fullmatch(r"(\d{1,9})([km]?)", part.casefold().replace("_", ""))
-    if found is None:
-        raise ConfigError(field, part, "is no number of tokens", "Write 8192, 8k or 1m, with commas between.")
-    count, unit = int(found[1]), found[2]
-    base = 1024 if count and count & (count - 1) == 0 else 1000
-    return count * base ** " km".index(unit or " ")
 
 
 def dtypes(text: str) -> tuple[str, ...]:

@@ -45,7 +45,13 @@ class BuildRequest:
     def __post_init__(self) -> None:
         check("input", self.inputs, bool(self.inputs), "is missing", "Name files, folders or datasets:NAME.")
         one = (self.tokenizer is None) != (self.vocab_size is None)
-        check("tokenizer", self.tokenizer, one, "give either a tokenizer or a vocab_size to train one", "Give one.")
+        check(
+            "tokenizer",
+            self.tokenizer and str(self.tokenizer),
+            one,
+            "give either a tokenizer or a vocab_size to train one",
+            "Give one.",
+        )
         check("shard_tokens", self.shard_tokens, 1 <= self.shard_tokens < 2**40, "must be at least 1",
               "Use 100000000.")  # fmt: skip
         check("validation", self.validation, 0 <= self.validation < 1, "must lie in 0 … 1", "Use 0.005.")

@@ -1,6 +1,5 @@
 """``rnope data examples``: options into a task and its lengths, and the printing. Libraries load when it runs."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rnope.errors import ConfigError, check, unknown
+from rnope.errors import check, unknown
+from rnope.units import token_counts
 
 if TYPE_CHECKING:
     from rnope.data.examples.draft import Task
@@ -43,7 +43,8 @@ def examples(
     from rnope.data.examples.file import write_examples
     from rnope.tokenizer import Tokenizer
 
-    lengths = token_counts(tokens)
+    lengths = token_counts(tokens, "tokens")
+    check("tokens", tokens, bool(lengths), "names no length", "Write 8k,64k.")
     tokenizer = Tokenizer.load(folder)
     task = task_of(kind, corpus, pairs)
     with _bar(kind, count) as progress:
@@ -76,23 +77,6 @@ def task_of(kind: str, corpus: str | None, pairs: Path | None) -> "Task":
         return code.Code(sources.training_functions(corpus))
     made_of_text = retrieval.Retrieval if kind == "retrieval" else translation.InventedTranslation
     return made_of_text(material.training_documents(corpus))
-
-
-def token_counts(text: str) -> tuple[int, ...]:
-    """Lengths such as ``"8k, 65536"``. k is 1,024 behind a power of two and 1,000 else.
-
-    Raises:
-        ConfigError: something that is no count.
-    """
-    found = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})([km]?)", part.strip().casefold())
-        if match is None:
-            raise ConfigError("tokens", part, "is no number of tokens", "Write 8192, 8k or 1m, with commas between.")
-        number = int(match[1])
-        base = 1024 if number & (number - 1) == 0 else 1000
-        found.append(number * base ** " km".index(match[2] or " "))
-    return tuple(found)
 
 
 @contextmanager

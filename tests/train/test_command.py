@@ -53,7 +53,10 @@ def test_the_papers_recipe_needs_no_data_for_its_plan(rnope):
         (["train", "cpu-train"], "rnope data build"),
         (["train", "cpu-train", "--device", "tpu"], "no such device"),
         (["train", "cpu-train", "--set", "stages.pretrain.batch_tokens=1000"], "must be whole rows of 256 tokens"),
-        (["train", "cpu-train", "--set", "execution.sequence_parallel=3", "--data", "web=x"], "must divide the 1 ranks"),
+        (
+            ["train", "cpu-train", "--set", "execution.sequence_parallel=3", "--data", "web=x"],
+            "must divide the 1 ranks",
+        ),
         (["train", "cpu-train", "--dry-run", "--ranks", "3"], "each of 3 groups of ranks"),
         (["train", "cpu-train", "--dry-run", "--gpu", "H10"], "Did you mean 'H100'"),
     ],

@@ -279,7 +279,6 @@ def test_a_shipped_recipe_is_a_base(tmp_path):
             "stages.pretrian.steps=3",
             "--set stages.pretrian.steps = 'pretrian': no such stage. Did you mean 'pretrain'?",
         ),
-        ("stages.sft.epochs=2", "stages.sft.steps = (5, 2.0): a stage has steps or epochs"),
         ("stages.sft.schedule=al", "stages.sft.schedule = 'al': no such schedule. Did you mean 'all'?"),
         ('arms.rope.stage.sft.schedule="al"', "arms.rope.stage.sft.schedule = 'al': no such schedule"),
         ('stages.sft.mixture=[{source="txt"}]', "stages.sft.mixture[0].source = 'txt': no such source. Did you mean"),
@@ -341,3 +340,23 @@ def test_a_window_for_rope_layers_that_had_none(small):
     assert {layer.window for layer in first.layers} == {9} and {layer.window for layer in second.layers} == {11}
     with pytest.raises(ConfigError, match="rope_window = 9: 'nope' has no RoPE layer"):
         recipes.load_training(small, [*more, "arms.rope.variant=nope", "stages.sft.theta=3.0"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "epochs"),
+    [
+        (["stages.sft.steps=100"], 100, None),
+        (["arms.rnope-swa.stage.sft.steps=7"], 7, None),
+        (["stages.sft.steps=100", "stages.sft.epochs=3"], None, 3.0),
+    ],
+)
+def test_steps_take_the_place_of_epochs(changes, steps, epochs):
+    stage = recipes.load_training("paper-main", changes).arm("rnope-swa").stages[-1]
+    assert (stage.steps, stage.epochs) == (steps, epochs)
+
+
+def test_a_file_that_gives_both_is_still_refused(tmp_path):
+    path = tmp_path / "both.toml"
+    path.write_text('base = "paper-main"\n[stages.sft]\nsteps = 5\nepochs = 2\n')
+    with pytest.raises(ConfigError, match="has steps or epochs"):
+        recipes.load_training(str(path))

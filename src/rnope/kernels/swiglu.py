@@ -17,7 +17,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 class SwiGLU(torch.autograd.Function):
-    """``SwiGLU.apply(gate, up)``. Autograd would keep ``silu(gate)``, too: at 8,192 tokens a ninth of all it keeps."""
+    """``SwiGLU.apply(gate, up)``. Autograd would keep ``silu(gate)``, too, a sixth of all that a layer keeps."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from rnope.config import Recipe
 from rnope.config.training import TrainingRecipe
 from rnope.errors import ConfigError, check, unknown
-from rnope.recipes.tables import Plain, read, shipped
+from rnope.recipes.tables import Plain, merged, read, shipped
 from rnope.strict import from_plain
 
 __all__ = ["load", "load_training", "resolve", "resolve_training", "shipped"]
@@ -106,5 +106,5 @@ def _arm(name: str, value: object, stages: Plain) -> Plain:
         if not isinstance(stage, str) or stage not in stages:
             raise unknown(f"{path}.stages", stage, "stage", stages)
         change = _table(changes.get(stage, {}), f"{path}.stage.{stage}")
-        resolved.append({**_table(stages[stage], f"stages.{stage}"), **change, "name": stage})
+        resolved.append({**merged(_table(stages[stage], f"stages.{stage}"), change), "name": stage})
     return {**arm, "name": name, "stages": resolved}

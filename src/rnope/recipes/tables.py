@@ -13,6 +13,8 @@ Plain = dict[str, Any]
 Kind = Literal["comparison", "training"]
 COMMANDS: dict[str, str] = {"comparison": "compare", "training": "train"}
 """What a recipe may be, and the command that takes it."""
+INSTEAD = {"steps": "epochs", "epochs": "steps"}
+"""Keys of a stage of which it has one: a file or an override that gives the other means that instead."""
 
 
 def shipped(kind: Kind = "comparison") -> list[str]:
@@ -75,7 +77,7 @@ def _read(source: str, kind: Kind, seen: tuple[Path, ...], folder: Path = Path()
         return plain
     if not isinstance(base, str):
         raise ConfigError("base", base, "must name a recipe", f"One of {', '.join(shipped(kind))}.")
-    return _merged(_read(base, kind, seen, path.parent), plain)
+    return merged(_read(base, kind, seen, path.parent), plain)
 
 
 def _is_file(path: Path) -> bool:
@@ -85,13 +87,21 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _merged(base: Plain, change: Plain) -> Plain:
-    """`change` over `base`: tables merge, everything else is replaced."""
+def merged(base: Plain, change: Plain) -> Plain:
+    """`change` over `base`: tables merge, everything else is replaced; a stage's `epochs` by its `steps`, too."""
     both = dict(base)
     for key, value in change.items():
         mine = both.get(key)
-        both[key] = _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+        _put(both, key, merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value)
+    if "steps" in change and "epochs" in change:  # Both at once are the user's mistake, and must be seen.
+        both |= {key: change[key] for key in INSTEAD}
     return both
+
+
+def _put(table: Plain, key: str, value: object) -> None:
+    """Set a value; of two that exclude each other the later takes the place of the earlier."""
+    table.pop(INSTEAD.get(key, ""), None)
+    table[key] = value
 
 
 def _override(plain: Plain, text: str) -> None:
@@ -114,4 +124,4 @@ def _override(plain: Plain, text: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError("--set", text, f"{parent!r} is no table", "Name a key inside a table.")
         table = inner
-    table[last] = marks.given(parsed)
+    _put(table, last, marks.given(parsed))

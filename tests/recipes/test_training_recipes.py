@@ -346,7 +346,7 @@ def test_a_window_for_rope_layers_that_had_none(small):
     ("changes", "steps", "epochs"),
     [
         (["stages.sft.steps=100"], 100, None),
-        (["arms.rnope-swa.stage.sft.steps=7"], 7, None),
+        (["arms.rnope-swa.stage.sft.steps=70"], 70, None),
         (["stages.sft.steps=100", "stages.sft.epochs=3"], None, 3.0),
     ],
 )

@@ -7,7 +7,6 @@ code, thread pools and workspaces are there.
 import gc
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from rnope.generate.room import chunk_bytes
 from rnope.model.accounting import parameters
 from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
+from rnope.train.metrics import memory_bytes, status_bytes
 
 
 def peak(job: dict[str, Any]) -> dict[str, int]:
@@ -34,7 +34,7 @@ def peak(job: dict[str, Any]) -> dict[str, int]:
     engine, cache = run(config, job["tokens"], chunk, device, dtype)
     return {
         "baseline_bytes": baseline,
-        "peak_bytes": most_bytes(device) - baseline,
+        "peak_bytes": memory_bytes(device) - baseline,
         "weight_bytes": parameters(config) * dtype.itemsize,
         "cache_bytes": cache,
         "chunk_bytes": chunk_bytes(engine),
@@ -64,20 +64,7 @@ def now_bytes(device: torch.device) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    return _status("VmRSS")
-
-
-def most_bytes(device: torch.device) -> int:
-    """The most that it ever was."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
+    return status_bytes("VmRSS")
 
 
 if __name__ == "__main__":

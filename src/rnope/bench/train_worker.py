@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rnope.bench.limits import set_threads
-from rnope.bench.peak import most_bytes, now_bytes
+from rnope.bench.peak import now_bytes
 from rnope.bench.plan import DTYPES, Plan, full_attention
 from rnope.bench.timing import timed
 from rnope.bench.transformers_peer import hf_model
@@ -20,6 +20,7 @@ from rnope.kernels import IGNORED
 from rnope.model.decoder import Decoder
 from rnope.parallel.apply import Precision, apply
 from rnope.parallel.mesh import Mesh
+from rnope.train.metrics import memory_bytes
 from rnope.train.optim import build_optimizer, step_if_finite
 
 PRECISIONS: dict[str, Precision] = {"plain": "fp32", "mixed": "bf16", "fp8": "fp8"}
@@ -73,7 +74,7 @@ class Trainer:
             "optimizer": timed(lambda: norms.append(self._update(losses[0], tokens - 1)), self.device),
         }
         loss = float(losses[0].detach()) / (tokens - 1 if self.ours is not None else 1)
-        memory = {"peak_bytes": most_bytes(self.device), "base_bytes": self.base}
+        memory = {"peak_bytes": memory_bytes(self.device), "base_bytes": self.base}
         return {"parts": parts, "loss": loss, "gradient_norm": norms[0], "memory": memory}
 
     def _loss(self, ids: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ what a run *is*; `Execution` says how it is carried out, and two runs that diffe
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -373,6 +374,17 @@ class TrainingRecipe:
             )
             for i, stage in enumerate(arm.stages)
         )
+
+    def folders(self, data: Mapping[str, str]) -> dict[str, str]:
+        """Source -> folder: those of `data` over the recipe's own; empty where neither says.
+
+        Raises:
+            ConfigError: `data` names what is no source of the recipe.
+        """
+        for name in data:
+            if name not in self.sources:
+                raise unknown("--data", name, "source of the recipe", self.sources)
+        return {name: data.get(name) or folder for name, folder in self.sources.items()}
 
     def arm(self, name: str) -> Arm:
         """The arm called `name`."""

@@ -104,7 +104,7 @@ class Checkpoints:
             final = self.folder / f"step-{step:08d}"
             shutil.rmtree(final, ignore_errors=True)  # a damaged one, passed over before
             place.rename(final)
-            steps = self._steps()
+            steps = self.steps()
             # Later ones were passed over, since the run has come by here again: they would take the place of whole ones.
             for old in (*(later for later in steps if later > step), *steps[steps.index(step) :][self.keep :]):
                 self._remove(old)
@@ -117,7 +117,7 @@ class Checkpoints:
             UserError: there are checkpoints, and none is whole.
         """
         self.passed_over = []
-        for step in self._steps():
+        for step in self.steps():
             fault = self._fault(step)
             # All ranks look at a part of the files, and must agree.
             bad = torch.tensor([1 if fault else 0])
@@ -148,8 +148,8 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
         _meet()
 
-    def _steps(self) -> list[int]:
-        """Steps that have a checkpoint, newest first."""
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, whole or not, newest first; nothing is read."""
         return sorted((int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*")), reverse=True)
 
     def _place(self, step: int) -> Path:

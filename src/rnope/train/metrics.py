@@ -122,8 +122,13 @@ def memory_bytes(device: torch.device) -> int:
     """The most memory that this process has held: of its GPU, or of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return status_bytes("VmHWM")
+
+
+def status_bytes(name: str) -> int:
+    """A line of /proc/self/status, in bytes; 0 on systems without it."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         return 0
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return int(status.partition(f"{name}:")[2].split()[0]) * 1024

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rnope.config.training import Arm, Stage, StageRates, TrainingRecipe
-from rnope.errors import check, unknown
+from rnope.errors import check
 from rnope.model.accounting import activation_bytes, loss_bytes, parameters, state_bytes, training_flops_by_part
 from rnope.model.spec import ModelConfig
 from rnope.train.gpus import Gpu, gpu_named, peak_flops
@@ -200,10 +200,7 @@ def _resolved(recipe: TrainingRecipe, arm: Arm, data: Mapping[str, str]) -> tupl
     from rnope.data.rows import StageRows
     from rnope.data.shards import Shards
 
-    for name in data:
-        if name not in recipe.sources:
-            raise unknown("--data", name, "source of the recipe", recipe.sources)
-    folders = {name: data.get(name) or folder for name, folder in recipe.sources.items()}
+    folders = recipe.folders(data)
     needed = sorted({name for stage in arm.stages for name in stage.sources if folders[name]})
     shards = {name: Shards.open(Path(folders[name])) for name in needed}
     counts: dict[Stage, int | None] = {}

@@ -20,7 +20,7 @@ from rnope import __version__
 from rnope.config.training import Arm, TrainingRecipe
 from rnope.data.rows import StageRows
 from rnope.data.shards import Index, Shards
-from rnope.errors import ConfigError, UserError, check, unknown
+from rnope.errors import ConfigError, UserError, check
 from rnope.files import write_text
 from rnope.hf.folder import save_state
 from rnope.model.accounting import parameters
@@ -84,14 +84,12 @@ def open_sources(
     Raises:
         UserError: a source that no folder is given for, a folder that is damaged, or tokenizers that differ.
     """
-    for name in data:
-        if name not in recipe.sources:
-            raise unknown("--data", name, "source of the recipe", recipe.sources)
+    folders = recipe.folders(data)
     needed = sorted({source for arm in arms for stage in arm.stages for source in stage.sources})
     sources: dict[str, Shards] = {}
     held_out: dict[str, Shards] = {}
     for name in needed:
-        folder = data.get(name) or recipe.sources[name]
+        folder = folders[name]
         check(f"sources.{name}", folder, bool(folder), "no folder is given for it",
               f"Run `rnope data build`, and give its folder with --data {name}=FOLDER.")  # fmt: skip
         sources[name] = Shards.open(Path(folder))
@@ -154,7 +152,7 @@ def _is_done(work: Work) -> bool:
 def _reach(works: Sequence[Work], index: int, mesh: Mesh, watch: "_Follow") -> Decoder:
     """Train stage `index` to its end; the stage before it first, where its last checkpoint is not there or damaged."""
     work = works[index]
-    if index and Checkpoints(work.checkpoints, keep=1).newest() is None:
+    if index and not Checkpoints(work.checkpoints, keep=1).steps():  # `fit` looks at what they hold
         before = works[index - 1]
         found = Checkpoints(before.checkpoints, keep=1).newest()
         if found is None or found[0] != before.steps:

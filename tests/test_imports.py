@@ -30,7 +30,10 @@ ALLOWED = {
         "errors", "strict", "files", "units", "recipes", "spec", "config", "kernels", "model", "hf", "data",
         "parallel", "rnope",
     },
-    "evals": {"config", "results", "model", "data"},
+    "evals": {
+        "errors", "strict", "files", "units", "commands", "config", "results", "tokenizer", "model", "hf", "generate",
+        "data", "report", "rnope",
+    },
     "analysis": {"results", "kernels", "model", "data", "evals"},
     "report": {"files", "results", "units"},
     "complete": {"errors", "tokenizer", "kernels", "model", "generate", "hf", "units"},
@@ -44,7 +47,7 @@ ALLOWED = {
     },
     "cli": {
         "errors", "commands", "data", "train", "spec", "recipes", "results", "report", "compare", "bench", "complete",
-        "generate", "hf", "tokenizer",
+        "evals", "generate", "hf", "tokenizer",
         "rnope",
     },
     "testing": {"spec", "model", "recipes", "data", "parallel", "tokenizer", "train"},
@@ -56,6 +59,9 @@ WITHOUT_TORCH = [
     "rnope", "rnope.cli", "rnope.config", "rnope.errors", "rnope.strict", "rnope.results", "rnope.tokenizer",
     "rnope.model.spec", "rnope.model.accounting", "rnope.compare.plan", "rnope.compare.preview", "rnope.report",
     "rnope.data.prepare", "rnope.data.shards", "rnope.data.build", "rnope.data.rows", "rnope.data.command",
+    "rnope.evals.command", "rnope.evals.results", "rnope.evals.suite", "rnope.evals.store", "rnope.evals.run",
+    "rnope.evals.plan", "rnope.evals.page", "rnope.evals.niah.suite", "rnope.evals.ruler.suite",
+    "rnope.evals.perplexity.suite", "rnope.evals.standard.suite",
     "rnope.train.plan", "rnope.train.preview", "rnope.train.command", "rnope.hf.mapping", "rnope.hf.card",
 ]  # fmt: skip
 

@@ -20,6 +20,7 @@ from rnope.bench.command import bench
 from rnope.commands import Group
 from rnope.data.command import data
 from rnope.errors import UserError
+from rnope.evals.command import evaluation
 from rnope.train.command import train
 
 console = Console()
@@ -193,7 +194,7 @@ def _reading(tokens: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-for command in (bench, data, train):
+for command in (bench, data, evaluation, train):
     app.add_command(command)
 
 

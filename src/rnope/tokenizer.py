@@ -131,6 +131,17 @@ class Tokenizer:
         """Token ids of `text` as a model is given it: with the special tokens that the tokenizer's file adds (BOS)."""
         return list(self.backend.encode(text).ids)
 
+    @functools.cached_property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What `encode_prompt` puts before a text: BOS for most tokenizers, nothing for some."""
+        whole, bare = self.encode_prompt("a"), self.encode("a")
+        places = [i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare]
+        return tuple(whole[: places[0]]) if places else ()
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text of `ids` as they come, without special tokens; a character of several tokens comes with its last."""
         decoder = decoders.DecodeStream(skip_special_tokens=True)

@@ -35,6 +35,15 @@ class Token(NamedTuple):
     id: int
 
 
+class Chance(NamedTuple):
+    """How likely one given token is."""
+
+    log_probability: float
+    """Natural, float32."""
+    likeliest: bool
+    """Whether greedy decoding would have chosen it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
     """What `Engine.generate` returns, in the order of the prompts."""
@@ -317,8 +326,13 @@ class Engine:
         """
         one = not len(targets) or np.ndim(targets[0]) == 0
         given: Any = [targets] if one else targets
-        rows = [self._tokens(row, f"targets[{i}]") for i, row in enumerate(given)]
-        longest = max(len(row) for row in rows)
+        scores = [[chance.log_probability for chance in row] for row in self.chances(ids, given)]
+        return scores[0] if one else scores
+
+    def chances(self, ids: Ids | State, targets: Sequence[Ids]) -> list[list[Chance]]:
+        """`score` of several continuations, and whether greedy decoding would have chosen their tokens."""
+        rows = [self._tokens(row, f"targets[{i}]") for i, row in enumerate(targets)]
+        longest = max((len(row) for row in rows), default=0)
         if isinstance(ids, State):
             state = self._own(ids)
             check_room(self, [(state, state.tokens + longest)])
@@ -328,20 +342,19 @@ class Engine:
             check_room(self, [(state, len(prompt) + longest)])
             state.reserve(len(prompt) + longest)  # Now, so that no fork has to copy it to grow.
             self._read(state, prompt)
-        scores = [self._follow(state.fork(), row) for row in rows]
-        return scores[0] if one else scores
+        return [self._follow(state.fork(), row) for row in rows]
 
     @torch.inference_mode()
-    def _follow(self, state: State, target: Tensor) -> list[float]:
-        """Log-probabilities of `target` after `state`, which is changed."""
-        scores = [_log_chances(_logits(state)[None], target[:1])]
+    def _follow(self, state: State, target: Tensor) -> list[Chance]:
+        """Chances of `target` after `state`, which is changed."""
+        found = [_chances(_logits(state)[None], target[:1])]
         for begin in range(0, len(target) - 1, self.prefill_chunk_tokens):  # The last token is scored, not read.
             chunk = target[begin:-1][: self.prefill_chunk_tokens]
             follow = target[begin + 1 :][: len(chunk)]
             hidden = self._pass(state, chunk, rows=len(chunk))[0]  # t w
             for part, wanted in zip(hidden.split(_LOGIT_ROWS), follow.split(_LOGIT_ROWS), strict=True):
-                scores.append(_log_chances(self.model.logits(part), wanted))
-        return torch.cat(scores).tolist()
+                found.append(_chances(self.model.logits(part), wanted))
+        return [chance for part in found for chance in part]
 
     def _tokens(self, ids: Ids, field: str) -> Tensor:
         return token_ids(ids, field, self.config.vocab_size).to(self.device)
@@ -357,6 +370,8 @@ def _logits(state: State) -> Tensor:
     return state.logits
 
 
-def _log_chances(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each of `targets` [n] under its row of `logits` [n, vocab]."""
-    return logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+def _chances(logits: Tensor, targets: Tensor) -> list[Chance]:
+    """Chances of each of `targets` [n] under its row of `logits` [n, vocab]."""
+    logs = logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    likeliest = logits.argmax(-1) == targets
+    return [Chance(*pair) for pair in zip(logs.tolist(), likeliest.tolist(), strict=True)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rnope.errors import ConfigError, shown
 
-Ids = Sequence[int] | Tensor
+Ids = Sequence[int] | np.ndarray | Tensor
 """Token ids of one sequence."""
 
 
@@ -34,7 +34,7 @@ def token_ids(ids: Ids, field: str, vocab_size: int) -> Tensor:
     return tokens
 
 
-def _from_array(ids: Sequence[int]) -> Tensor:
+def _from_array(ids: Sequence[int] | np.ndarray) -> Tensor:
     """As a tensor; what is no array of whole numbers becomes one that is refused."""
     try:
         array = np.array(ids)  # A copy: of views, of read-only memory, of other widths.

@@ -234,6 +234,12 @@ def read_context_tokens(folder: str | os.PathLike[str]) -> int:
     return found
 
 
+def read_model_type(folder: str | os.PathLike[str]) -> str | None:
+    """The ``model_type`` of a folder's config.json, whichever class wrote it."""
+    found = _read_json(Path(folder).expanduser() / "config.json").get("model_type")
+    return found if isinstance(found, str) else None
+
+
 def read_stop_ids(folder: str | os.PathLike[str]) -> tuple[int, ...]:
     """Ids of the tokens that end a text: those of generation_config.json where it has some, else of config.json."""
     path = Path(folder).expanduser()

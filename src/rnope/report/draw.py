@@ -1,12 +1,14 @@
 """What every figure shares: the colour and marker of each arm, the axes' look, and turning a figure into PNG bytes."""
 
 import io
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -16,6 +18,8 @@ from rnope.report import words
 DPI = 130
 WIDTH = 9.0
 """Inches: the page's column."""
+# The colours of the heat maps that Kamradt's needle-in-a-haystack repository made customary.
+HEAT = LinearSegmentedColormap.from_list("niah", ["#F0496E", "#EBB839", "#0CD79F"])
 GUESS, BAR = "#555555", "#8a8a8a"
 
 # Okabe and Ito's colours, which the common kinds of colour blindness keep apart; and a marker each, for grey prints.
@@ -91,8 +95,47 @@ def visible(label: str) -> str:
 
 
 def token_axis(axis: Any, lengths: Sequence[int]) -> None:
-    """A log2 axis of context lengths, ticks at `lengths`."""
+    """A log2 axis of context lengths, ticks at `lengths` as far as there is room: fifteen, evenly spread."""
     axis.set_xscale("log", base=2)
-    axis.set_xticks(list(lengths), [words.short_tokens(n) for n in lengths])
+    apart = math.log2(lengths[-1] / lengths[0]) / 14 - 1e-9
+    ticks: list[int] = []
+    for n in lengths:
+        if not ticks or math.log2(n / ticks[-1]) >= apart:
+            ticks.append(n)
+    axis.set_xticks(ticks, [words.short_tokens(n) for n in ticks])
     axis.minorticks_off()
     axis.set_xlabel("context length, tokens")
+
+
+def heat_map(
+    axis: Any,
+    grid: Sequence[Sequence[float]],
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    trained_tokens: int | None,
+) -> Any:
+    """Needle scores by depth (down) and length (across); the image, for a colour bar.
+
+    Args:
+        grid: scores of 10 [depth][length], NaN where there is none.
+        depths: percent.
+        trained_tokens: a line stands after this length, if given.
+    """
+    image = axis.imshow(grid, cmap=HEAT, vmin=0, vmax=10, aspect="auto")
+    if trained_tokens is not None:
+        axis.axvline(sum(n <= trained_tokens for n in lengths) - 0.5, color="#222222", linewidth=1.2)
+    if len(lengths) <= 14 and len(depths) <= 16:
+        for y, line in enumerate(grid):
+            for x, value in enumerate(line):
+                text = "" if value != value else "10" if value >= 9.95 else f"{value:.1f}"
+                axis.text(x, y, text, ha="center", va="center", fontsize=7, color="#222222")
+    axis.set_facecolor("#f0f0f0")
+    across, down = -(-len(lengths) // 14), -(-len(depths) // 16)  # every so many are named
+    names = [words.short_tokens(n) for n in lengths[::across]]
+    axis.set_xticks(range(0, len(lengths), across), names, rotation=90 if sum(map(len, names)) > 50 else 0)
+    axis.set_yticks(range(0, len(depths), down), [f"{depth:.0f} %" for depth in depths[::down]])
+    axis.set_xlabel("context length, tokens")
+    axis.set_ylabel("depth of the needle")
+    axis.grid(False)
+    axis.tick_params(length=0, labelsize=8)
+    return image

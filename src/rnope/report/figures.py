@@ -3,17 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
 
 from rnope import units
 from rnope.report import curves, draw, masses, words
 from rnope.report.gate import THRESHOLD, Gate, arms, pooled
 from rnope.results import NeedleRow
-
-# The colours of the heat maps that Kamradt's needle-in-a-haystack repository made customary.
-HEAT = LinearSegmentedColormap.from_list("niah", ["#F0496E", "#EBB839", "#0CD79F"])
-
 
 FEW_ARMS = 6
 """Up to so many, legends have room for words."""
@@ -118,31 +113,13 @@ def _heat(gate: Gate) -> bytes | None:
                 [10 * c.hits / c.n if (c := cells.get((n, d))) and c.n else float("nan") for n in lengths]
                 for d in depths
             ]
-            image = axis.imshow(grid, cmap=HEAT, vmin=0, vmax=10, aspect="auto")
             one = next(m.trained_tokens for m in gate.results.models if m.arm == arm)
-            axis.axvline(sum(n <= one for n in lengths) - 0.5, color="#222222", linewidth=1.2)
-            _annotate(axis, grid)
-            axis.set_facecolor("#f0f0f0")
-            axis.set_xticks(range(len(lengths)), [words.short_tokens(n) for n in lengths])
-            axis.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
+            image = draw.heat_map(axis, grid, lengths, [100 * depth for depth in depths], one)
             axis.set_title(f"{draw.visible(arm)} ({_seeds(gate.seeds(arm))}; 1× = {words.tokens(one)})", fontsize=9)
-            axis.set_xlabel("context length, tokens")
-            axis.set_ylabel("depth of the needle")
-            axis.grid(False)
-            axis.tick_params(length=0, labelsize=8)
         for axis in axes[len(maps) :]:
             axis.set_visible(False)
         figure.colorbar(image, ax=axes, label="score of 10", shrink=min(0.85, 2 / down), aspect=40, pad=0.01)
         return draw.png(figure)
-
-
-def _annotate(axis: Any, grid: list[list[float]]) -> None:
-    if len(grid[0]) > 14 or len(grid) > 16:
-        return
-    for y, line in enumerate(grid):
-        for x, value in enumerate(line):
-            text = "" if value != value else "10" if value >= 9.95 else f"{value:.1f}"
-            axis.text(x, y, text, ha="center", va="center", fontsize=7, color="#222222")
 
 
 def _seeds(seeds: tuple[int, ...]) -> str:

@@ -3,12 +3,13 @@
 import base64
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rnope.report import paper, sections, words
+from rnope.report.blocks import Section
 from rnope.report.gate import Gate
 
 TITLE = "Rope to Nope, measured"
@@ -32,13 +33,41 @@ def _environment() -> Environment:
     return environment
 
 
-def render(gate: Gate, figures: Mapping[str, bytes]) -> tuple[str, str]:
-    """The page as (HTML, Markdown).
+def pages(
+    *,
+    title: str,
+    facts: Sequence[str],
+    answer: str,
+    body: Sequence[Section],
+    figures: Mapping[str, bytes],
+    command: str,
+    source: str,
+) -> tuple[str, str]:
+    """Sections as (HTML, Markdown).
 
     Args:
+        facts: of the line above the title; empty ones are left out.
+        answer: the sentence below it.
         figures: name -> PNG bytes; HTML holds them, Markdown points at ``figures/NAME.png``.
+        command: what writes the page, and `source` from what.
     """
     environment = _environment()
+    context = {
+        "title": title,
+        "facts": [fact for fact in facts if fact],
+        "answer": answer,
+        "sections": body,
+        "images": {name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
+        "citation": paper.CITATION,
+        "link": paper.LINK,
+        "command": command,
+        "source": source,
+    }
+    return environment.get_template("page.html").render(context), environment.get_template("page.md").render(context)
+
+
+def render(gate: Gate, figures: Mapping[str, bytes]) -> tuple[str, str]:
+    """The comparison's page; see `pages`."""
     results = gate.results
     name = results.recipe.get("name")
     when = next((str(results.provenance[key]) for key in ("date", "when", "started") if key in results.provenance), "")
@@ -49,13 +78,12 @@ def render(gate: Gate, figures: Mapping[str, bytes]) -> tuple[str, str]:
         f"trained to {words.listed(trained)} tokens" if trained else "",
         when,
     ]
-    context = {
-        "title": TITLE,
-        "facts": [fact for fact in facts if fact],
-        "answer": sections.answer(gate),
-        "sections": sections.sections(gate, figures),
-        "images": {name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
-        "citation": paper.CITATION,
-        "link": paper.LINK,
-    }
-    return environment.get_template("page.html").render(context), environment.get_template("page.md").render(context)
+    return pages(
+        title=TITLE,
+        facts=facts,
+        answer=sections.answer(gate),
+        body=sections.sections(gate, figures),
+        figures=figures,
+        command="rnope report",
+        source="results.json",
+    )

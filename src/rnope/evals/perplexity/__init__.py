@@ -1,0 +1,1 @@
+"""How well a model foresees plain text, by position in the context."""

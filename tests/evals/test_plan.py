@@ -1,0 +1,64 @@
+"""The cost of an evaluation before it starts, against a model whose speed is known."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toys import TOKENIZER, ToyModel, ToySuite
+
+from rnope.errors import UserError
+from rnope.evals import plan
+from rnope.evals.models.model import Answer
+from rnope.evals.plan import Speed, measure, plan_table
+from rnope.evals.suite import Cell
+
+
+class Timed(ToyModel):
+    """Takes exactly what a `Speed` says, by a clock of its own; stops after `stop` tokens."""
+
+    def __init__(self, speed, monkeypatch, stop=1000):
+        super().__init__()
+        self.speed, self.stop, self.now = speed, stop, 0.0
+        monkeypatch.setattr(plan.time, "perf_counter", lambda: self.now)
+
+    def generate(self, prompts, max_new_tokens, *, stop=(), progress=lambda tokens: None):
+        made = min(max_new_tokens, self.stop)
+        for ids in prompts:
+            assert ids.max() < TOKENIZER.vocab_size
+            self.now += self.speed.seconds(len(ids), made - 1)  # the first new token comes with the prompt's last
+        return [Answer(text="", tokens=made, ended="length") for _ in prompts]
+
+
+@pytest.mark.parametrize("speed", [Speed(1e-3, 1e-6, 0.5), Speed(2e-3, 0.0, 0.01), Speed(1e-6, 1e-9, 1.0)])
+def test_the_measured_speed_is_the_models(speed, monkeypatch):
+    found = measure(Timed(speed, monkeypatch))
+    assert (found.token, found.new) == (pytest.approx(speed.token), pytest.approx(speed.new))
+    assert found.square == pytest.approx(speed.square, abs=1e-12)
+
+
+def test_a_model_that_stops_at_once_has_a_speed_too(monkeypatch):
+    found = measure(Timed(Speed(1e-3, 0.0, 0.5), monkeypatch, stop=1))
+    assert found.new == found.token == pytest.approx(1e-3)
+
+
+def test_a_model_that_does_not_answer_is_said_before_the_plan():
+    with pytest.raises(UserError, match="toy-model does not answer: no answer came"):
+        measure(ToyModel(errors=[2]))
+
+
+def test_the_table_adds_up():
+    cells = [
+        Cell(name=f"c{n}-{i}", context_tokens=n, samples=10, max_new_tokens=100) for n in (1100, 10_100) for i in (1, 2)
+    ]
+    speed = Speed(1e-3, 1e-7, 0.1)
+    text = plan_table(ToyModel().facts, cells, speed)
+    short, long = 10 * (1.0 + 0.1 + 10.0), 10 * (10.0 + 10.0 + 10.0)
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[2:5]}
+    assert rows["1,100"] == ["2", "20", "22,000", f"{2 * short / 3600:.2f}"]
+    assert rows["10,100"] == ["2", "20", "202,000", f"{2 * long / 3600:.2f}"]
+    assert rows["all"] == ["4", "40", "224,000", f"{2 * (short + long) / 3600:.2f}"]
+    assert "1,000 tokens/s" in text and "10.0 new tokens/s" in text
+    without = plan_table(ToyModel().facts, ToySuite().cells(), None)
+    assert "tokens/s" not in without and without.splitlines()[-1].split() == ["all", "2", "10", "120"]

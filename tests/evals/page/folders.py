@@ -124,6 +124,7 @@ class Folder:
                     {
                         "answer": f" It is {i}{i}777, I think." if hit(task, length, i) else "",
                         "references": (f"{i}{i}777",),
+                        "facts": {"repeats": length / 4096} if "qa" in task else {},
                     }
                     for i in range(samples)
                 ]

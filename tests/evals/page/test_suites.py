@@ -117,6 +117,7 @@ def test_ruler_against_sums_and_beside_the_paper(folder: Folder) -> None:
     assert "Mean over all 13 tasks" not in found
     side = row(found["Score and what stands beside it"], "m", r"qa\_1", "4,096")
     hits = mean(hit("qa_1", 4096, i) for i in range(9))
+    assert side["texts"] == "1.00×"
     assert (float(side["exact"]), float(side["nulls"])) == (0, pytest.approx(100 * (1 - hits), abs=0.0501))
     assert float(side["F1"]) == pytest.approx(100 * hits * 2 / 6, abs=0.0501)  # one word of "It is 00777, I think."
 

@@ -103,7 +103,7 @@ def run_original(checkout: Path, cases: list[Case]) -> list[list[dict]]:
         sources = Path(__file__).parents[3] / "src"
         arguments = [[asdict(case) for case in cases], folder / "scripts", folder / "tokenizer", folder, words, sources]
         plain = json.dumps([arguments[0], *map(str, arguments[1:])])
-        done = subprocess.run([sys.executable, "-c", _RUNNER, plain], capture_output=True, text=True, timeout=1800)
+        done = subprocess.run([sys.executable, "-c", _RUNNER, plain], capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads((folder / "made.json").read_text())
 
@@ -122,8 +122,9 @@ TASKS = (
     "niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multikey_2 niah_multikey_3 niah_multivalue "
     "niah_multiquery vt cwe fwe qa_1 qa_2"
 ).split()
+# At 4,096 the original tries cwe without end: this tokenizer is not good enough.
 SMALL = [Case(task, 2048, 42, 4) for task in TASKS]
-SMALL += [Case(task, 4096, seed, 3) for task in TASKS for seed in (42, 7)]
+SMALL += [Case(task, 8192 if task == "cwe" else 4096, seed, 3) for task in TASKS for seed in (42, 7)]
 SMALL += [Case(task, 3000, 3, 3, "meta-llama3") for task in TASKS]
 LONG = [Case(task, 16384, 42, 5) for task in TASKS] + [Case(task, 16384, 1, 3, "meta-chat") for task in TASKS]
 LONG += [Case(task, 65536, 5, 2) for task in TASKS]

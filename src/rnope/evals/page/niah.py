@@ -112,8 +112,9 @@ def _named(run: Run) -> Cell:
 
 BESIDE = (
     "Exact: the share of answers with all facts and nothing else. No needle: the same prompts without it, whose score must be "
-    "near 0. Needle alone: without a haystack, where it must be near 10. Haystack: how often its texts are gone through."
+    "near 0. Needle alone: without a haystack, where it must be near 10."
 )
+REPEATED = " Haystack: how often its texts are gone through."
 
 
 def _beside(runs: Sequence[Run]) -> Table | None:
@@ -133,7 +134,8 @@ def _beside(runs: Sequence[Run]) -> Table | None:
                 lines.setdefault(what, []).append([Cell(what), Cell(run.name, colour=run.colour), alone, *cells])
     rows = [row for same in lines.values() for row in same]
     head = ["", "model", "any length", *map(words.tokens, found)]
-    return table("Beside the score: exact answers and controls", head, rows, BESIDE) if rows else None
+    note = BESIDE + (REPEATED if "haystack" in lines else "")
+    return table("Beside the score: exact answers and controls", head, rows, note) if rows else None
 
 
 def _of(run: Run, metric: str, row: str, length: int) -> Figure | None:

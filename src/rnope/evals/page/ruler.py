@@ -39,7 +39,8 @@ def part(runs: Sequence[Run]) -> Part:
             name="ruler",
             alt="RULER score against context length, a panel for each group of tasks and a line for each model",
             caption="Score by context length: mean over the tasks of the group. Vertical lines: the longest length that a "
-            "model says it was trained to. Grey: the paper's models (tables 6 and 7).",
+            "model says it was trained to. Grey, where all tasks of a group were asked at their lengths: the paper's models "
+            "(tables 6 and 7).",
         ))  # fmt: skip
     blocks += [_group(runs, group) for group in GROUPS if _shown(runs, group)]
     folded = len(runs) > 2
@@ -135,12 +136,13 @@ def _side(runs: Sequence[Run]) -> Table:
                 _plain(run.figure(task=task, context_tokens=length)),
                 *(_plain(figure, 100) for figure in side),
                 Cell(f"{cell.answers_cut:,}"), Cell(f"{cell.errors:,}"), Cell(f"{cell.samples:,}"),
+                Cell(f"{cell.facts['repeats']:.2f}×" if "repeats" in cell.facts else ""),
             ])  # fmt: skip
-    head = ["model", "task", "context", "score", *SIDE.values(), "cut", "errors", "samples"]
+    head = ["model", "task", "context", "score", *SIDE.values(), "cut", "errors", "samples", "texts"]
     note = (
         "Exact: the answer is a reference and nothing else; F1: of its words; both, like nulls (empty answers), in percent. "
         "The score rewards long answers: a model that says much and one that says only the answer score alike. Cut: answers "
-        "that used up their tokens."
+        "that used up their tokens. Texts: how often the essays or documents are gone through; above 1 they repeat."
     )
     return table("Score and what stands beside it", head, rows, note, folded=True)
 

@@ -179,10 +179,12 @@ def _run(
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
 
-    from rnope.evals.models.opening import FORCED, ModelOptions, default_name, open_model
+    from rnope.evals.models.opening import FORCED, ModelOptions, check_model, default_name, open_model
     from rnope.evals.plan import measure, plan_table
     from rnope.evals.run import evaluate
 
+    for given in models:
+        check_model(given)
     called = list(names) if names else [default_name(model) for model in models]
     if len(called) != len(models) or len(set(called)) < len(called):
         raise ConfigError(

@@ -63,7 +63,7 @@ class ModelFacts:
     kind: str
     """``rnope``, ``transformers`` or ``server``."""
     sha256: str
-    """Of config.json and weights; for a server what is known of it: address and model name."""
+    """Of config.json, generation_config.json and weights; for a server what is known of it: address and model name."""
     tokenizer_sha256: str
     begin_ids: tuple[int, ...]
     """Ids that every prompt begins with (BOS)."""

@@ -81,3 +81,9 @@ def spelt(answers):
 
 def random_ids(length, seed=0):
     return np.random.default_rng(seed).integers(3, VOCABULARY, size=length)
+
+
+def siblings():
+    """Two pairs of prompts: all share a beginning, and each pair more of it."""
+    head, one, other = random_ids(20), random_ids(19, 1), random_ids(18, 2)
+    return [np.concatenate((head, more, [last])) for more in (one, other) for last in (5, 6)]

@@ -17,7 +17,7 @@ from rnope.evals.models import hub
 from rnope.evals.models.hub import TransformersModel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model_kit import CONFIGS, TOKENIZER, random_ids, spelling, spelt, write
+from model_kit import CONFIGS, TOKENIZER, random_ids, siblings, spelling, spelt, write
 
 GOING_ON = ["llama", "cohere2", "gemma3_text", "smollm3", "gpt2"]
 FROM_THE_START = ["mamba", "lfm2", "phi3", "dynamic"]
@@ -80,7 +80,7 @@ def family():
 
 @pytest.mark.parametrize("kind", GOING_ON + FROM_THE_START)
 def test_answers_are_those_of_generate_though_beginnings_are_shared(kind, opened, folders, small):
-    model, prompts = opened(kind), family()
+    model, prompts = opened(kind), [*family(), *siblings()]
     answers = model.generate(prompts, 9)
     expected = theirs(folders(kind), prompts, 9)
     assert spelt(answers) == expected

@@ -18,7 +18,7 @@ from rnope.hf.folder import load
 from rnope.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model_kit import TOKENIZER, Spelling, random_ids, spelling, spelt, write_ours
+from model_kit import TOKENIZER, Spelling, random_ids, siblings, spelling, spelt, write_ours
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,10 @@ def test_shared_beginnings_are_read_once_and_change_nothing(model, counted):
     assert sum(counted) == 2 * (apart - 80 - 19)  # asked twice: 40 for two of them, 19 more for one
     assert sum(told) == apart - 80 - 19 + 4
     assert model.generate(family(), 4) == alone
+
+
+def test_what_is_read_for_some_is_not_seen_by_others(model):
+    assert model.generate(siblings(), 6) == [model.generate([ids], 6)[0] for ids in siblings()]
 
 
 @torch.no_grad()

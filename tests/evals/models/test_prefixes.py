@@ -89,6 +89,8 @@ def test_the_order_is_that_of_the_prompts():
         (0, 0, 0, (0, 2), 5), (1, 0, 20, (1,), 3), (2, 20, 40, (3, 4), 2),
     ]  # fmt: skip
     assert shared_tokens(nodes) == 2 * 20 + 20
+    prompts = arrays([[*head, i, *head, j] for i, j in ((3, 0), (1, 0), (3, 1), (2, 0), (2, 1), (1, 1))])
+    assert [n.members for n in tree(prompts)] == [(), (0, 2), (1, 5), (3, 4)]
 
 
 @pytest.mark.parametrize("length", [1, LEAST, LEAST + 1, 3 * LEAST])

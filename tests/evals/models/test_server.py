@@ -22,6 +22,10 @@ from fake_server import FakeServer, Reply, completion
 from model_kit import TOKENIZER, random_ids
 from toys import ToySuite
 
+SAMPLING = {
+    "temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0,
+    "repetition_penalty": 1.0, "repeat_penalty": 1.0,
+}  # fmt: skip
 KEY = "sk-veryverysecret0123456789"
 
 
@@ -81,10 +85,28 @@ def test_one_request_for_each_prompt_in_token_ids(opened):
     assert [(answer.text, answer.tokens, answer.ended) for answer in answers] == [(" 0", 2, "stop"), (" 1", 2, "stop")]
     assert [path for path, _, _ in server.asked] == ["/v1/completions"] * 3
     assert [body for _, _, body in server.asked[1:]] == [
-        {"model": "it", "prompt": ids.tolist(), "max_tokens": 6, "temperature": 0, "stop": ["\n"]} for ids in prompts
+        SAMPLING | {"model": "it", "prompt": ids.tolist(), "max_tokens": 6, "stop": ["\n"]} for ids in prompts
     ]
     assert not any("Authorization" in headers for _, headers, _ in server.asked)
     assert told == [7, 9] and slept == []
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_takes_only_the_protocols_names_gets_no_others(status, serve, tokenizer):
+    def strict(number, path, body):
+        strange = sorted(body.keys() & {"repetition_penalty", "repeat_penalty"})
+        return Reply({"error": f"unknown: {strange}"}, status=status) if strange else completion(body)
+
+    server, slept = FakeServer(strict), []
+    try:
+        options = ModelOptions(tokenizer=tokenizer, timeout_seconds=5.0)
+        model = ServerModel(f"{server.url}#it", name="m", options=options, sleep=slept.append)
+        (answer,) = model.generate([random_ids(5)], 6)
+    finally:
+        server.close()
+    assert answer.error is None and slept == []
+    bodies = [body for _, _, body in server.asked]
+    assert ["repeat_penalty" in body for body in bodies] == [True, False, False] and bodies[2]["temperature"] == 0
 
 
 def test_no_stop_texts_no_stop(opened):
@@ -287,8 +309,8 @@ def test_scores_are_those_of_the_continuation(opened):
     assert scores[1] == ((-0.5,), (True,)) and scores[2] == ((-4.5, -5.0), (True, False))
     assert sorted(told) == [2, 7, 11]
     asked = sorted((body for _, _, body in server.asked[1:]), key=lambda body: len(body["prompt"]))
-    assert asked[1] == {"model": "it", "prompt": np.concatenate(requests[0]).tolist(), "temperature": 0, "max_tokens": 1,
-                        "echo": True, "logprobs": 1}  # fmt: skip
+    assert asked[1] == SAMPLING | {"model": "it", "prompt": np.concatenate(requests[0]).tolist(), "max_tokens": 1,
+                                   "echo": True, "logprobs": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class Case:
         return f"{self.task}-{self.length}-s{self.seed}-{self.frame}"
 
 
-_RUNNER = '''
+_RUNNER = """
 import importlib.util, json, runpy, shlex, subprocess, sys, types
 from pathlib import Path
 cases, scripts, tokenizer, out, words, sources = json.loads(sys.argv[1])
@@ -88,7 +88,7 @@ for case in cases:
     runpy.run_path(scripts + "/data/prepare.py", run_name="__main__")
     made.append([json.loads(line) for line in open(folder + "/" + case["task"] + "/validation.jsonl")])
 json.dump(made, open(out + "/made.json", "w"))
-'''
+"""
 
 
 def run_original(checkout: Path, cases: list[Case]) -> list[list[dict]]:

@@ -62,14 +62,20 @@ SQUAD = {
         for a in range(14)
     ]
 }
+
+
+def _titled(number):
+    return [f"title {number}", [_paragraph((number, s), 1) + " " for s in range(2)]]
+
+
 HOTPOTQA = [
     {
         "question": f"Who is {PROSE[q]}?",
         "answer": PROSE[q + 1],
-        "context": [[f"title {(q + i * i) % 90}", [_paragraph(((q + i * i) % 90, s), 1) + " " for s in range(2)]] for i in range(8)],
+        "context": [_titled((q + i * i) % 90) for i in range(8)],
     }
     for q in range(40)
-]  # fmt: skip
+]
 
 
 def write_texts(folder: Path) -> Path:

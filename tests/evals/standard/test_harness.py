@@ -77,8 +77,8 @@ def test_the_harness_s_command_line_knows_it(folder, tmp_path):
         'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{q}}"\ndoc_to_choice: ["yes", "no"]\n'
         "doc_to_target: a\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
-    command = [sys.executable, "-m", "rnope.evals.standard.harness", "run", "--model", "rnope", "--model_args",
-               f"pretrained={folder}", "--include_path", str(tmp_path), "--tasks", "toy_red", "--output_path",
+    command = [sys.executable, "-m", "rnope.evals.standard.harness", "run", "--model", "rnope", "--device", "cpu",
+               "--model_args", f"pretrained={folder}", "--include_path", str(tmp_path), "--tasks", "toy_red", "--output_path",
                str(tmp_path / "out")]  # fmt: skip
     source = str(Path(__file__).parents[3] / "src")
     environment = {

@@ -28,7 +28,7 @@ class Writing:
         self._ids[place].append(token)
         if self._stop:
             answer = self._answer(self._ids[place])
-            if answer.ended == "stop" and token not in self._stop_ids:
+            if answer.ended == "stop":
                 self._cut[place] = answer
 
     @property

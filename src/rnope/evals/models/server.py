@@ -17,11 +17,14 @@ from rnope.errors import ConfigError, UserError
 from rnope.evals.models.answers import cut_at
 from rnope.evals.models.model import Answer, EvalModel, Score
 from rnope.evals.models.opening import ModelOptions
-from rnope.evals.models.transport import Address, Failure, Post
+from rnope.evals.models.transport import Address, Failure, Post, Refusal
 from rnope.evals.results import ModelFacts
 from rnope.tokenizer import Tokenizer
 
 KEY = "OPENAI_API_KEY"
+GREEDY = {"temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0}
+PENALTIES = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
+"""None, as vLLM and llama.cpp call it: some servers have another default, or take one from the model's folder."""
 STOPS = 4
 """Stop texts that the protocol allows; answers are cut at the others here."""
 RETOKENISED = 2
@@ -54,6 +57,7 @@ class ServerModel(EvalModel):
         self._post = Post(self._address, timeout_seconds=options.timeout_seconds, sleep=sleep)
         self._send_text, self._concurrency = options.send_text, options.concurrency
         self._model = self._address.model or self._only_model()
+        self._sampling = GREEDY | PENALTIES
         counted = self._first_answer()
         self.facts = ModelFacts(
             name=name,
@@ -141,7 +145,7 @@ class ServerModel(EvalModel):
             bare = ids[begin:] if tuple(ids[:begin]) == self.tokenizer.begin_ids else ids
             prompt = self.tokenizer.decode([int(token) for token in bare])
             least = len(self.tokenizer.encode(prompt)) - RETOKENISED
-        body = {"model": self._model, "prompt": prompt, "temperature": 0, **more}
+        body = {"model": self._model, "prompt": prompt, **self._sampling, **more}
         reply = self._post("/completions", body, place, _is_completion)
         read = _count(reply, "prompt_tokens")
         if read is not None and read < least:
@@ -152,7 +156,11 @@ class ServerModel(EvalModel):
         """Whether the server says how much of a prompt it read; whether it answers at all."""
         ids = np.array([*self.tokenizer.begin_ids, *self.tokenizer.encode("a")])
         try:
-            reply = self._completion(ids, {"max_tokens": 1}, 0)
+            try:
+                reply = self._completion(ids, {"max_tokens": 1}, 0)
+            except Refusal:  # OpenAI's own server, for one, takes no names that it does not know
+                self._sampling = GREEDY
+                reply = self._completion(ids, {"max_tokens": 1}, 0)
         except Failure as failure:
             remedy = "See that it runs, has this model, and takes token ids (else --send-text)."
             raise UserError(f"{self._address.shown} does not answer: {failure}. {remedy}") from None

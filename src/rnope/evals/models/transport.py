@@ -35,6 +35,10 @@ class Failure(Exception):
     """One request has no answer: the words for people, without a full stop."""
 
 
+class Refusal(Failure):
+    """The server will not have this request, however often it is sent."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
     """Where a server is, and which of its models is meant."""
@@ -158,7 +162,7 @@ class Post:
         said = f"status {status}: {words}" if words else f"status {status}"
         if status in AGAIN:
             return said
-        raise Failure(f"the server refuses the request ({said})")
+        raise Refusal(f"the server refuses the request ({said})")
 
     def _said(self, words: str) -> str:
         """`words` of a server, which may repeat the key."""

@@ -15,7 +15,7 @@ from rnope.evals.ruler.counting import Counting
 from rnope.evals.ruler.draws import Drawing, Drawn, Streams
 from rnope.evals.ruler.lists import CodedText
 
-_TRIES = 100
+_TRIES = 30
 """At the smallest size; where so many prompts are too long, the original most likely tries for ever."""
 
 

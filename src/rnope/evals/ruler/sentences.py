@@ -6,7 +6,7 @@ the text is.
 
 import re
 
-_END = re.compile(r"""(?P<word>\S*[.!?…]["'”’»)\]]*)(?P<gap>\s+)(?=["'“‘«(\[]*[A-Z0-9])""")
+_END = re.compile(r"""(?<!\S)(?P<word>\S*[.!?…]["'”’»)\]]*)(?P<gap>\s+)(?=["'“‘«(\[]*[A-Z0-9])""")
 _NO_END = re.compile(
     r"""["'“‘«(\[]*(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Gen|Gov|Sen|Rep|Rev|Capt|Lt|Col|vs|cf|etc|al|No|Fig|Vol|pp?|"""
     r"""Inc|Ltd|Co|Corp|(?:[A-Za-z]\.)+[A-Za-z])\.["'”’»)\]]*"""

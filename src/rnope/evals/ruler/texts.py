@@ -106,7 +106,7 @@ class Texts:
             return _origin(
                 self._paths(kind), "" if found == whole else f"{found:,} of the original's {whole:,} questions"
             )
-        plain = _origin(self._paths(kind), f"another list than the original's: {kind}")
+        plain = _origin(self._paths(kind), "another list of words than the original's")
         return _origin(self._paths(kind)) if plain.sha256 in (_WONDERWORDS, _ENGLISH) else plain
 
     @functools.cached_property

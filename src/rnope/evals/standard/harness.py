@@ -1,6 +1,6 @@
 """rnope's models as a model of lm-evaluation-harness, named ``rnope`` there.
 
-    python -m rnope.evals.standard.harness run --model rnope --model_args pretrained=FOLDER --tasks hellaswag
+    python -m rnope.evals.standard.harness run --model rnope --model_args pretrained=FOLDER --device cpu --tasks hellaswag
 
 is the harness's own command line with this model known to it.
 """

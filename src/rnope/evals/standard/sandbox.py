@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rnope.errors import UserError
 
 Verdict = Literal["passed", "failed", "timeout"]
+_VERDICTS: dict[str, Verdict] = {verdict: verdict for verdict in get_args(Verdict)}
 SECONDS = 5
 """Of processor time; twice that by the clock."""
 MEMORY_BYTES = 1 << 30
@@ -28,12 +29,9 @@ def run_tests(program: str, *, seconds: int = SECONDS) -> Verdict:
         UserError: there are no walls on this machine.
     """
     said = _said(program, seconds)
-    if said not in ("passed", "failed", "timeout"):
-        raise UserError(
-            f"code that a model wrote cannot be run safely here ({said}). It needs Linux 5.12 or newer, x86-64 or arm64, "
-            "with user namespaces (in a container: allow unshare and mount). Leave out --run-code."
-        )
-    return said  # type: ignore[return-value]
+    if said not in _VERDICTS:
+        raise _no_walls(said)
+    return _VERDICTS[said]
 
 
 def check_walls() -> None:
@@ -42,7 +40,16 @@ def check_walls() -> None:
     Raises:
         UserError: it cannot.
     """
-    run_tests("assert True")
+    verdict = run_tests("assert True")
+    if verdict != "passed":
+        raise _no_walls(f"a program that must pass: {verdict}")
+
+
+def _no_walls(why: str) -> UserError:
+    return UserError(
+        f"code that a model wrote cannot be run safely here ({why}). It needs Linux 5.12 or newer, x86-64 or arm64, "
+        "with user namespaces (in a container: allow unshare and mount). Leave out --run-code."
+    )
 
 
 def _said(program: str, seconds: int) -> str:

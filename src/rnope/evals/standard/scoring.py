@@ -24,6 +24,7 @@ HEADLINES = ("acc_norm", "exact_match,strict-match", "pass_at_1", "score", "em",
 _BY_ACC = ("agieval_",)
 """Begins of names whose plain accuracy is meant, although a normalised one is there."""
 _SUBJECT = " / "
+LONGBENCH_TASKS = 21
 
 
 class StandardScoring(Scoring):
@@ -43,19 +44,17 @@ class StandardScoring(Scoring):
         cut (the share of documents whose prompt lost its beginning).
         """
         found = [figure for cell in cells for figure in _figures(cell)]
-        long = [
-            figure for figure in found if figure.labels["task"].startswith("longbench_") and figure.labels["headline"]
-        ]
+        long = [each for each in found if each.labels["task"].startswith("longbench_") and each.labels["headline"]]
         if long:
-            labels = {
+            labels = long[0].labels | {
+                "task": "longbench",
                 "benchmark": "LongBench",
-                "metric": "score",
-                "headline": True,
-                "tasks": len(long),
-                "comparable": all(figure.labels["comparable"] for figure in long) and len(long) == 21,
+                "metric": f"score, mean of {len(long)} tasks",
+                "comparable": len(long) == LONGBENCH_TASKS and all(each.labels["comparable"] for each in long),
+                "cut": sum(each.labels["cut"] for each in long) / len(long),
             }
-            mean = sum(figure.value for figure in long) / len(long)
-            found.append(Figure(name="LongBench", value=mean, n=sum(figure.n for figure in long), labels=labels))
+            mean = sum(each.value for each in long) / len(long)
+            found.append(Figure(name="LongBench", value=mean, n=sum(each.n for each in long), labels=labels))
         return tuple(found)
 
 

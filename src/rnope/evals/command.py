@@ -203,6 +203,8 @@ def _run(
         folder = options["tokenizer"] or Path(given.removeprefix(FORCED))
         suite = build(model, _frame(model, folder, chat))
         cells = suite.cells()
+        for note in suite.notes:
+            console.print(note, highlight=False, markup=False)
         if dry_run:
             click.echo(plan_table(model.facts, cells, measure(model)))
         else:

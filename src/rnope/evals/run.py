@@ -44,6 +44,8 @@ def evaluate(
             Identity(suite=suite.name, model=model.facts, settings=suite.settings(), batch=batch, versions=versions)
         )
         store.log("start", command=command, versions=versions, cells=len(cells))
+        for cell in cells:
+            store.check(cell)
         left = [cell for cell in cells if _missing(store, cell)]
         known: dict[str, CellResult] = {}
         with _bar(console, f"{model.facts.name}: {suite.name}", left, model) as advance:

@@ -93,22 +93,32 @@ class Store:
         path = self._path(name)
         return self._read(path)[1] if path.exists() else {}
 
+    def check(self, cell: Cell) -> None:
+        """See that the cell, where it was begun, was begun in the same form; it may gain samples.
+
+        Raises:
+            ConfigError: it was not.
+        """
+        path = self._path(cell.name)
+        if path.exists():
+            there = to_plain(replace(_head(path), samples=cell.samples))
+            if there != json.loads(json.dumps(to_plain(cell))):
+                raise ConfigError(
+                    cell.name, to_plain(cell), f"{path} holds the cell with other settings", "Choose another --out."
+                )
+
     def begin(self, cell: Cell) -> dict[int, Prediction]:
         """Make the cell ready for answers to be added, and return those that it has: errors are dropped, to be asked again.
 
         Raises:
-            ConfigError: the cell is there with another form.
+            ConfigError: as `check`.
         """
+        self.check(cell)
         path = self._path(cell.name)
+        lines: dict[int, Prediction] = {}
         if path.exists():
             there, lines = self._read(path)
-            more = replace(cell, samples=max(cell.samples, there.samples))
-            if to_plain(replace(there, samples=more.samples)) != json.loads(json.dumps(to_plain(more))):
-                rule = f"{path} holds the cell with other settings"
-                raise ConfigError(cell.name, to_plain(cell), rule, "Choose another --out.")
-            cell = more
-        else:
-            lines = {}
+            cell = replace(cell, samples=max(cell.samples, there.samples))
         kept = {index: line for index, line in lines.items() if line.ended != "error"}
         self._write(cell, kept)
         return kept

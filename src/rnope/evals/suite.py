@@ -81,6 +81,8 @@ class Suite(ABC):
 
     name: ClassVar[str]
     scoring: ClassVar[Scoring]
+    notes: tuple[str, ...] = ()
+    """What the user should know before it starts, a sentence or two each."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

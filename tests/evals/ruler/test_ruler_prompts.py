@@ -18,9 +18,9 @@ from rnope.evals.ruler.suite import Ruler
 from rnope.evals.suite import Prediction
 
 sys.path.insert(0, str(Path(__file__).parent))
-import original
-from original import LONG, SMALL, Case
-from texts_for_tests import ADJECTIVES, ESSAYS, NOUNS, make_tokenizer, write_texts
+import ruler_original as original
+from ruler_original import LONG, SMALL, Case
+from ruler_texts import ADJECTIVES, ESSAYS, NOUNS, make_tokenizer, write_texts
 
 TOKENIZER = make_tokenizer()
 FRAMES = {
@@ -52,7 +52,7 @@ def samples(ruler, done=None):
 
 
 def ours(data, case):
-    """As `original.digests`."""
+    """As `ruler_original.digests`."""
     ruler = suite(data, case)
     (cell,) = ruler.cells()
     return [

@@ -15,7 +15,7 @@ from rnope.evals.ruler.scoring import RulerScoring
 from rnope.evals.suite import Prediction
 
 sys.path.insert(0, str(Path(__file__).parent))
-import original
+import ruler_original as original
 
 PIECES = [
     "", " ", "\n", "\t", "\x00", "\x1f", "\x7f", "\x85", "\u2028", "1234567", "straße", "STRASSE", "İ", "i̇", "ß", "ẞ", "ﬁ",

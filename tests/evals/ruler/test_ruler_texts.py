@@ -15,7 +15,7 @@ from rnope.evals.ruler.suite import Ruler
 from rnope.evals.ruler.texts import Texts
 
 sys.path.insert(0, str(Path(__file__).parent))
-from texts_for_tests import ENGLISH, ESSAYS, HOTPOTQA, NOUNS, SQUAD, make_tokenizer, write_texts
+from ruler_texts import ENGLISH, ESSAYS, HOTPOTQA, NOUNS, SQUAD, make_tokenizer, write_texts
 
 
 def _gz(path, text):

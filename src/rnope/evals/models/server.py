@@ -22,7 +22,7 @@ from rnope.evals.results import ModelFacts
 from rnope.tokenizer import Tokenizer
 
 KEY = "OPENAI_API_KEY"
-GREEDY = {"temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0}
+GREEDY: dict[str, float] = {"temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0}
 PENALTIES = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
 """None, as vLLM and llama.cpp call it: some servers have another default, or take one from the model's folder."""
 STOPS = 4
@@ -57,7 +57,7 @@ class ServerModel(EvalModel):
         self._post = Post(self._address, timeout_seconds=options.timeout_seconds, sleep=sleep)
         self._send_text, self._concurrency = options.send_text, options.concurrency
         self._model = self._address.model or self._only_model()
-        self._sampling = GREEDY | PENALTIES
+        self._sampling: dict[str, float] = GREEDY | PENALTIES
         counted = self._first_answer()
         self.facts = ModelFacts(
             name=name,

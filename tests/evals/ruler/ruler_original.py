@@ -1,6 +1,6 @@
 """Runs a checkout of the original and keeps digests of what it made.
 
-    RULER_CHECKOUT=FOLDER PYTHONPATH=src python tests/evals/ruler/original.py
+    RULER_CHECKOUT=FOLDER PYTHONPATH=src python tests/evals/ruler/ruler_original.py
 
 writes `digests.json` anew. The checkout is copied, never written to; `git clone https://github.com/NVIDIA/RULER` and
 `git checkout` of `rnope.evals.ruler.tasks.REVISION` make one. What the original imports and a machine may lack (NLTK,
@@ -20,7 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
 
-from texts_for_tests import make_tokenizer, write_texts
+from ruler_texts import make_tokenizer, write_texts
 
 DIGESTS = Path(__file__).with_name("digests.json")
 VARIABLE = "RULER_CHECKOUT"

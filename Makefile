@@ -24,8 +24,8 @@ fair: $(READY)  ## every variant, three seeds, swept alike: about an hour
 	$(RUN) compare cpu-fair --out $(OUT)/cpu-fair
 
 lint: $(READY)
-	$(PY) -m ruff check src tests
-	$(PY) -m ruff format --check src tests
+	$(PY) -m ruff check src tests benchmarks
+	$(PY) -m ruff format --check src tests benchmarks
 	$(PY) -m mypy
 
 test: lint

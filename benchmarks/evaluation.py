@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     making = given.what == "prompts"
-    given.tasks = given.tasks or ("all" if making else "niah_single_1,vt")
+    given.tasks = given.tasks or ("all" if making else "niah_single_1,niah_multikey_2")
     given.length = given.length or ("256k" if making else "4k")
     found = prompts(given) if making else answers(given)
     if given.out is not None:

@@ -41,17 +41,19 @@ class Counting:
 
     def fits(self, text: str, room: int) -> bool:
         """Whether `text` has at most `room` tokens."""
-        guess = self._guess(text, room, sample=True)
-        if guess is None:
-            guess = self._guess(text, room, sample=False)
+        guess = self._best_guess(text, room)
         return self.count(text) <= room if guess is None else guess
 
     def within(self, text: str, room: int) -> list[int] | None:
         """The ids of `text`, or None where they are more than `room`."""
-        if self._guess(text, room, sample=True) is False:
+        if self._best_guess(text, room) is False:
             return None
         ids = self.ids(text)
         return ids if len(ids) <= room else None
+
+    def _best_guess(self, text: str, room: int) -> bool | None:
+        guess = self._guess(text, room, sample=True)
+        return self._guess(text, room, sample=False) if guess is None else guess
 
     def _guess(self, text: str, room: int, *, sample: bool) -> bool | None:
         if room <= ALWAYS or not self._guessed:

@@ -1,18 +1,23 @@
 """The runner: what it asks, what it keeps, and going on after interruptions and errors."""
 
+import io
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toys import ToyModel, ToyScoring, ToySuite, figure
 
 from rnope.errors import ConfigError, UserError
+from rnope.evals import run
+from rnope.evals.plan import Speed
 from rnope.evals.results import SuiteResults, mean_figure
 from rnope.evals.run import assemble, evaluate
 from rnope.evals.store import Store, stores
@@ -252,6 +257,23 @@ def test_intervals_hold_the_mean_and_are_repeatable():
     close = mean_figure("x", many)
     assert close.high - close.low == pytest.approx(2 * wide, rel=0.1)
     assert mean_figure("x", [1.0, 1.0]).low == 1.0 and mean_figure("x", []).n == 0
+
+
+def test_what_a_person_sees(tmp_path, monkeypatch):
+    """Each finished cell once, and a bar that ends at its end and leaves room for the estimate."""
+    monkeypatch.setattr(run, "measure", lambda model, cells: Speed(1e-3, 0.0, 1e-3, 128))
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    evaluate(ToyModel(name="a-model-of-a-very-long-name", errors=[7]), ToySuite(), tmp_path, console=console)
+    lines = re.split(r"[\r\n]+|\x1b\[[0-9;?]*[A-Za-z]", stream.getvalue())
+    assert [line for line in lines if "n 5" in line or "n 4" in line] == [
+        "toy-8: found 0.6, n 5",
+        "toy-16: found 0.75, n 4, 1 errors",
+    ]
+    bars = [line for line in lines if "%" in line]
+    assert "100%" in bars[-1] and all(re.search(r"\d:\d\d:\d\d +(\d|-):", line) for line in bars)
+    told = "1 of 10 samples have no answer (errors): the same command asks them again."
+    assert f"a-model-of-a-very-long-name: toy: {told}" in stream.getvalue()
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 Builder = Callable[["EvalModel", "Frame"], "Suite"]
 
+MOST_TOKENS = 1 << 27
+"""Of a context: a slip of the keyboard must not fill the memory with a haystack."""
 _MODEL_OPTIONS = [
     click.option("--model", "models", multiple=True, required=True, metavar="MODEL",
                  help="A model folder, transformers:FOLDER, or a server (http://HOST:PORT/v1#MODEL). May be repeated."),
@@ -130,16 +133,28 @@ def ruler(lengths: str, tasks: str, samples: int, data: Path | None, **asked: An
                  "harness downloads]. See docs/evaluation.md."),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first so many documents of each task [default: all]."),
     click.option("--shots", type=click.IntRange(min=0), help="Examples before each question [default: each task's own]."),
+    click.option("--context-tokens", type=click.IntRange(min=2), help="What the model may read and write, where that is not "
+                 "its trained length; longer prompts lose their beginning [default: its trained length]."),
     click.option("--run-code", is_flag=True, help="Allow MBPP to run the code that the model writes, in a separate process."),
 )  # fmt: skip
-def standard(tasks: str, data: Path | None, limit: int | None, shots: int | None, run_code: bool, **asked: Any) -> None:
+def standard(
+    tasks: str, data: Path | None, limit: int | None, shots: int | None, context_tokens: int | None, run_code: bool,
+    **asked: Any,
+) -> None:  # fmt: skip
     """The paper's standard benchmarks, LongBench and SCROLLS, through lm-evaluation-harness (pip install rnope[eval])."""
     from rnope.evals.standard.suite import Standard
 
     names = _names(tasks)
     _run(
         lambda model, frame: Standard(
-            model.tokenizer, tasks=names, data=data, limit=limit, shots=shots, run_code=run_code, seed=asked["seed"]
+            model.tokenizer,
+            tasks=names,
+            data=data,
+            limit=limit,
+            shots=shots,
+            context_tokens=context_tokens,
+            run_code=run_code,
+            seed=asked["seed"],
         ),
         **asked,
     )
@@ -179,7 +194,7 @@ def _run(
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
 
-    from rnope.evals.models.opening import FORCED, ModelOptions, check_model, default_name, open_model
+    from rnope.evals.models.opening import ModelOptions, check_model, default_name, model_folder, open_model
     from rnope.evals.plan import measure, plan_table
     from rnope.evals.run import evaluate
 
@@ -190,6 +205,9 @@ def _run(
         raise ConfigError(
             "--name", called, f"must be one for each of {len(models)} models, all different", "Give --name."
         )
+    for name in called:  # a folder of OUT is called so
+        fits = name.isprintable() and re.fullmatch(r"[^\s./][^/]{0,99}", name) is not None and name != "figures"
+        check("--name", name, fits, "is no name for a folder", "Use letters, digits, dots and hyphens.")
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console(stderr=True)
@@ -200,15 +218,15 @@ def _run(
     )  # fmt: skip
     for given, name in zip(models, called, strict=True):
         model = open_model(given, name, opened)
-        folder = options["tokenizer"] or Path(given.removeprefix(FORCED))
+        folder = options["tokenizer"] or model_folder(given)
         suite = build(model, _frame(model, folder, chat))
         cells = suite.cells()
         for note in suite.notes:
-            console.print(note, highlight=False, markup=False)
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
         if dry_run:
-            click.echo(plan_table(model.facts, cells, measure(model)))
+            click.echo(plan_table(model.facts, cells, measure(model, cells)))
         else:
-            console.print(plan_table(model.facts, cells, None), highlight=False)
+            console.print(plan_table(model.facts, cells, None), highlight=False, markup=False, soft_wrap=True)
             evaluate(model, suite, out, batch=batch, console=console, command=command)
         del model, suite
         gc.collect()  # before the next one is loaded
@@ -233,7 +251,7 @@ def _lengths(text: str, model: "EvalModel") -> tuple[int, ...]:
     """Token counts; those that are multiples (``2x``) are of the model's trained length."""
     found = []
     for part in _names(text):
-        if part[:-1].isdigit() and part.endswith("x"):
+        if re.fullmatch(r"[0-9]{1,6}x", part):
             trained = model.facts.trained_tokens
             remedy = "Give lengths in tokens, such as 8k,16k."
             check("--lengths", part, trained is not None, "the model does not say its trained length", remedy)
@@ -241,6 +259,7 @@ def _lengths(text: str, model: "EvalModel") -> tuple[int, ...]:
         else:
             found += token_counts(part)
     check("--lengths", text, len(found) > 0, "names no length", "Write 8k,32k or 1x,2x.")
+    check("--lengths", max(found), max(found) <= MOST_TOKENS, f"is more than {MOST_TOKENS:,}", "Use shorter contexts.")
     return tuple(sorted(set(found)))
 
 

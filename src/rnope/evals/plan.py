@@ -11,8 +11,10 @@ from rnope.evals.models.model import EvalModel
 from rnope.evals.results import ModelFacts
 from rnope.evals.suite import Cell
 
-SHORT, LONG, NEW = 128, 1024, 8
-"""Tokens of the prompts that are timed, and of an answer."""
+SHORT, NEW = 128, 8
+"""Tokens of the first prompt that is timed, and of an answer."""
+ENOUGH_SECONDS = 1.0
+"""Once a prompt took so long, no longer one is timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Speed:
     token: float
     square: float
     new: float
+    timed: int
+    """Tokens of the longest prompt that was timed."""
 
     def seconds(self, prompt_tokens: int, new_tokens: int) -> float:
         """Of one sample."""
@@ -33,10 +37,15 @@ class Speed:
         return cell.samples * self.seconds(prompt, cell.max_new_tokens)
 
 
-def measure(model: EvalModel) -> Speed:
-    """Time two prompts and an answer; some seconds for a model that suits the machine."""
+def measure(model: EvalModel, cells: Sequence[Cell]) -> Speed:
+    """Time an answer, and prompts each twice as long as the one before, up to the longest context of `cells`; some
+    seconds for a model that suits the machine.
+
+    Raises:
+        UserError: the model does not answer.
+    """
     highest = min(model.tokenizer.vocab_size, 256)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng()  # other ids each time: servers keep what they have read
 
     def timed(prompt_tokens: int, new_tokens: int) -> tuple[float, int]:
         ids = rng.integers(0, highest, size=prompt_tokens)
@@ -46,28 +55,43 @@ def measure(model: EvalModel) -> Speed:
             raise UserError(f"{model.facts.name} does not answer: {answer.error}")
         return time.perf_counter() - started, answer.tokens
 
-    timed(SHORT, 2)  # the first pass allocates
-    (short, _), (long, _), (answer, made) = timed(SHORT, 1), timed(LONG, 1), timed(SHORT, 1 + NEW)
-    square = max(0.0, (long - LONG / SHORT * short) / (LONG**2 - LONG * SHORT))
-    token = max(1e-9, (long - square * LONG**2) / LONG)
+    room = max(cell.context_tokens for cell in cells)
+    length = max(1, min(SHORT, room - 1 - NEW))
+    timed(length, 2)  # the first pass allocates
+    before, (took, _), (written, made) = 0.0, timed(length, 1), timed(length, 1 + NEW)
     # A stop token may end the answer at once; then a new token is taken to cost what a token of the prompt does.
-    return Speed(token, square, max(token, (answer - short) / (made - 1)) if made > 1 else token)
+    new = (written - took) / (made - 1) if made > 1 else 0.0
+    while took < ENOUGH_SECONDS and 2 * length < room:
+        try:
+            seconds, _ = timed(2 * length, 1)
+        except UserError:  # more than the model can read: its answers will say so
+            break
+        length, before, took = 2 * length, took, seconds
+    square = max(0.0, (took - 2 * before) / (length**2 / 2)) if before else 0.0
+    token = max(1e-9, took / length - square * length)
+    return Speed(token, square, max(token, new), length)
 
 
 def plan_table(model: ModelFacts, cells: Sequence[Cell], speed: Speed | None) -> str:
     """The plan for people, by context length; hours are left out where no speed is known."""
     lines = [f"{model.name}: {model.kind}, {model.dtype} on {model.device}"]
     lengths = sorted({cell.context_tokens for cell in cells})
-    lines.append(f"{'context':>10} {'cells':>6} {'samples':>8} {'tokens':>16} {'hours':>8}")
+    lines.append(
+        f"{'context':>10} {'cells':>6} {'samples':>8} {'tokens':>16}" + ("" if speed is None else f" {'hours':>8}")
+    )
     rows = [*([cell for cell in cells if cell.context_tokens == length] for length in lengths), list(cells)]
     for name, group in zip([*(f"{length:,}" for length in lengths), "all"], rows, strict=True):
         samples = sum(cell.samples for cell in group)
         tokens = sum(cell.samples * cell.context_tokens for cell in group)
-        hours = "" if speed is None else f"{sum(map(speed.cell_seconds, group)) / 3600:.2f}"
-        lines.append(f"{name:>10} {len(group):>6,} {samples:>8,} {tokens:>16,} {hours:>8}")
+        line = f"{name:>10} {len(group):>6,} {samples:>8,} {tokens:>16,}"
+        if speed is not None:
+            hours = sum(map(speed.cell_seconds, group)) / 3600
+            line += f" {hours:>8.{2 if hours >= 0.1 else 4}f}"
+        lines.append(line)
     if speed is not None:
+        read = speed.timed / speed.seconds(speed.timed, 0)
         lines.append(
-            f"at {1 / speed.token:,.0f} tokens/s of short prompts and {1 / speed.new:,.1f} new tokens/s, measured just now "
-            f"on {SHORT} and {LONG} tokens; the hours of much longer prompts are a guess from these"
+            f"at {read:,.0f} tokens/s of a prompt of {speed.timed:,} and {1 / speed.new:,.1f} new tokens/s, measured just "
+            "now; the hours of longer prompts are a guess from these"
         )
     return "\n".join(lines)

@@ -102,12 +102,11 @@ class SuiteResults:
         Raises:
             UserError: no such file, not JSON, a file of another version, or a field that does not belong.
         """
-        return load_plain(cls, path)
+        return load_plain(cls, path, "Restore it, or run `rnope eval report` on its folder.")
 
 
-def load_plain(cls: type[Any], path: Path) -> Any:
+def load_plain(cls: type[Any], path: Path, remedy: str) -> Any:
     """A dataclass with a `version` from a JSON file; raises as `SuiteResults.load`."""
-    remedy = "Restore it, or run `rnope eval` again with the same folder."
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,39 @@ def evaluate(
     versions = _versions()
     with store.locked():
         store.identify(
-            Identity(suite=suite.name, model=model.facts, settings=suite.settings(), batch=batch, versions=versions)
+            Identity(
+                suite=suite.name,
+                model=model.facts,
+                settings=suite.settings(),
+                batch=1 if model.facts.kind == "server" else batch,  # what else a server is asked is not known here
+                versions=versions,
+            )
         )
         store.log("start", command=command, versions=versions, cells=len(cells))
         for cell in cells:
             store.check(cell)
         left = [cell for cell in cells if _missing(store, cell)]
         known: dict[str, CellResult] = {}
-        with _bar(console, f"{model.facts.name}: {suite.name}", left, model) as advance:
+        with _bar(console, left, model) as advance:
             for cell in left:
                 _ask(model, suite, store, cell, batch, advance(cell))
                 known.pop(cell.name, None)
-                assemble(store, suite.scoring, known)
+                assemble(store, suite.scoring, known).save(store.results_path)
+                if cell.name in known:
+                    _say(console, _line(known[cell.name]))
         store.log("end")
-        return assemble(store, suite.scoring, known)
+        results = assemble(store, suite.scoring, known)
+        results.save(store.results_path)
+        errors = sum(cell.errors for cell in results.cells)
+        if errors:
+            samples = sum(cell.samples for cell in results.cells)
+            told = f"{errors:,} of {samples:,} samples have no answer (errors): the same command asks them again."
+            _say(console, f"{model.facts.name}: {suite.name}: {told}")
+        return results
 
 
 def assemble(store: Store, scoring: Scoring, known: dict[str, CellResult] | None = None) -> SuiteResults:
-    """Score the kept answers of all finished cells and write results.json. Asks no model.
+    """Score the kept answers of all finished cells. Asks no model, and writes nothing.
 
     Args:
         known: results of cells that have not changed since; those that are found are added.
@@ -73,7 +89,7 @@ def assemble(store: Store, scoring: Scoring, known: dict[str, CellResult] | None
                 continue
             known[cell.name] = cell_result(cell, [lines[index] for index in sorted(lines)], scoring)
         cells.append(known[cell.name])
-    results = SuiteResults(
+    return SuiteResults(
         suite=identity.suite,
         model=identity.model,
         settings=identity.settings,
@@ -81,8 +97,6 @@ def assemble(store: Store, scoring: Scoring, known: dict[str, CellResult] | None
         cells=tuple(cells),
         summary=tuple(scoring.summary(cells)),
     )
-    results.save(store.results_path)
-    return results
 
 
 def cell_result(cell: Cell, lines: Sequence[Prediction], scoring: Scoring) -> CellResult:
@@ -131,28 +145,46 @@ def _ask(model: EvalModel, suite: Suite, store: Store, cell: Cell, batch: int, p
     store.close(cell)
 
 
+def _line(cell: CellResult) -> str:
+    """A finished cell for people: its first figure, and what is missing."""
+    parts = [f"{figure.name} {figure.value:.4g}" for figure in cell.figures[:1]]
+    parts += [f"n {cell.samples - cell.errors:,}", *([f"{cell.errors:,} errors"] if cell.errors else [])]
+    return f"{cell.name}: {', '.join(parts)}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _bar(
-    console: Console, title: str, cells: Sequence[Cell], model: EvalModel
+    console: Console, cells: Sequence[Cell], model: EvalModel
 ) -> Iterator[Callable[[Cell], Callable[[int], None]]]:
     """A bar over the seconds that the cells are expected to take, since a long prompt's tokens take longer each."""
-    speed = measure(model) if cells and console.is_terminal and not console.quiet else Speed(1e-6, 0.0, 1e-6)
+    speed = measure(model, cells) if cells and console.is_terminal and not console.quiet else Speed(1e-6, 0.0, 1e-6, 1)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    name = model.facts.name
+    title = name if len(name) <= 20 else f"{name[:12]}…{name[-7:]}"  # the estimate must stay on the line
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=sum(speed.cell_seconds(cell) for cell in cells))
+        before = dict(
+            zip([cell.name for cell in cells], accumulate([0.0, *map(speed.cell_seconds, cells)]), strict=False)
+        )
 
         def advance(cell: Cell) -> Callable[[int], None]:
-            progress.update(task, description=f"{title} {cell.name}")
+            # Cells end before their time where answers do, or prompts share a beginning.
+            progress.update(task, description=f"{title}: {cell.name}", completed=before[cell.name])
             per_token = speed.cell_seconds(cell) / max(1, cell.samples * cell.context_tokens)
             return lambda tokens: progress.advance(task, tokens * per_token)
 
         yield advance
+        progress.update(task, description=title, completed=sum(map(speed.cell_seconds, cells)))
 
 
 def _versions() -> dict[str, str]:

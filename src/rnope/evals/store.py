@@ -9,18 +9,22 @@ OUT/MODEL/SUITE/log.jsonl           what happened when, and how long it took
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rnope.errors import ConfigError, UserError
-from rnope.evals.results import VERSION, ModelFacts, load_plain
+from rnope.evals.results import VERSION, ModelFacts, SuiteResults, load_plain
 from rnope.evals.suite import Cell, Prediction
 from rnope.files import write_text
 from rnope.strict import from_plain, to_plain
+
+_PATIENCE = 0.5
+"""Seconds that an evaluation waits for a report that is just writing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,14 +57,18 @@ class Store:
             UserError: one is at work here.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with exclusive(self.folder / ".lock", seconds=_PATIENCE) as ours:
+            if not ours:
                 raise UserError(
                     f"{self.folder}: another process evaluates into this folder. Wait for it, or choose another --out."
-                ) from None
+                )
             yield
+
+    def refresh(self, results: SuiteResults) -> None:
+        """Write results.json from outside of an evaluation; one that is at work here writes its own."""
+        with exclusive(self.folder / ".lock", seconds=0) as ours:
+            if ours:
+                results.save(self.results_path)
 
     def identify(self, identity: Identity) -> Identity:
         """Begin the folder, or see that it is of the same model and settings; the folder's own identity.
@@ -69,6 +77,9 @@ class Store:
             ConfigError: it holds answers of another model, or to other prompts.
         """
         if not self._identity.exists():
+            if next(self._predictions.glob("*.jsonl"), None) is not None:
+                rule = "holds answers, but no run.json that says of which model and settings"
+                raise UserError(f"{self.folder}: {rule}. Restore it, remove the folder, or choose another --out.")
             write_text(self._identity, json.dumps(to_plain(identity), ensure_ascii=False, indent=1, sort_keys=True))
             return identity
         there = self.identity()
@@ -80,7 +91,8 @@ class Store:
 
     def identity(self) -> Identity:
         """Which run the folder holds; raises as `SuiteResults.load`."""
-        found: Identity = load_plain(Identity, self._identity)
+        remedy = "Restore it, remove the folder, or choose another --out."
+        found: Identity = load_plain(Identity, self._identity, remedy)
         return found
 
     def cells(self) -> list[Cell]:
@@ -140,15 +152,22 @@ class Store:
     def log(self, event: str, **values: Any) -> None:
         """Add a line to the log."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_line(line))
+        with (self.folder / "log.jsonl").open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a kill or a full disk left half a line
+                    file.write(b"\n")
+            file.write(_line(line).encode())
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The whole lines of the log."""
-        try:
-            return list(_whole_lines(self.folder / "log.jsonl"))
-        except FileNotFoundError:
-            return []
+        """The whole lines of the log; no figure rests on it, so that what a kill or a full disk cut short is passed over."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        found = []
+        for line in lines:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict)]
 
     def _path(self, name: str) -> Path:
         assert "/" not in name, name
@@ -166,6 +185,24 @@ class Store:
             _, *rest = _whole_lines(path)
             lines = [from_plain(Prediction, line) for line in rest]
         return _head(path), {line.index: line for line in lines}
+
+
+@contextmanager
+def exclusive(path: Path, *, seconds: float) -> Iterator[bool]:
+    """Hold the lock file `path`, or give False if another process still does after so many seconds."""
+    with path.open("w") as file:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() >= end:
+                    yield False
+                    return
+                time.sleep(0.02)
+            else:
+                yield True
+                return
 
 
 def stores(out: Path) -> list[Store]:

@@ -304,7 +304,7 @@ def test_scores_are_those_of_the_continuation(opened):
     told = []
     model, server, _ = opened(lambda n, path, body: echo(body), concurrency=2)
     requests = [(random_ids(3), random_ids(4, 1)), (random_ids(1), random_ids(1, 1)), (random_ids(9), random_ids(2, 1))]
-    scores = dict(model.scores(requests, progress=told.append))
+    scores = {place: score[:2] for place, score in model.scores(requests, progress=told.append)}
     assert scores[0] == ((-1.5, -2.0, -2.5, -3.0), (True, False, True, False))
     assert scores[1] == ((-0.5,), (True,)) and scores[2] == ((-4.5, -5.0), (True, False))
     assert sorted(told) == [2, 7, 11]
@@ -333,10 +333,18 @@ def test_a_server_without_probabilities_is_told_apart(behave, opened):
         list(model.scores([(random_ids(3), random_ids(4, 1))]))
 
 
-def test_a_cut_text_has_no_score(opened):
-    model, _, _ = opened(lambda n, path, body: completion(body, read=5))
-    with pytest.raises(UserError, match="read 5 of 7 tokens"):
-        list(model.scores([(random_ids(3), random_ids(4, 1))]))
+def test_a_cut_text_is_an_error_of_its_own(opened):
+    model, _, _ = opened(lambda n, path, body: completion(body, read=5) if len(body["prompt"]) > 5 else echo(body))
+    scores = dict(model.scores([(random_ids(3), random_ids(4, 1)), (random_ids(2), random_ids(2, 1))]))
+    assert scores[0][:2] == ((), ()) and "read 5 of 7 tokens" in scores[0].error
+    assert scores[1].error is None and len(scores[1].log_probabilities) == 2
+
+
+def test_a_text_that_is_never_answered_is_an_error_of_its_own(opened):
+    model, server, _ = opened(lambda n, path, body: Reply({}, status=503) if len(body["prompt"]) == 7 else echo(body))
+    scores = dict(model.scores([(random_ids(3), random_ids(4, 1)), (random_ids(2), random_ids(2, 1))]))
+    assert scores[0].error == "status 503 (6 tries)" and scores[1].error is None
+    assert sum(len(body["prompt"]) == 7 for _, _, body in server.asked) == 6
 
 
 # ---- opening

@@ -1,5 +1,6 @@
 """The page with its figures drawn: a whole folder, the same bytes twice, and names that no figure may trip over."""
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from folders import PNG, Folder, parsed, read, smooth, whole
 from rnope.evals.page import FIGURES, write_report
 from rnope.evals.store import Store
 from rnope.report import draw, paper
+from rnope.strict import to_plain
 
 
 @pytest.fixture
@@ -57,9 +59,8 @@ def test_strange_names_are_escaped(folder: Folder) -> None:
     store = Store(folder.out / STRANGE / "niah")
     store.log("start", command="rnope </pre><script src='x.js'></script>\n</details>", versions={}, cells=1)
     identity = store.identity()
-    path = store.folder / "run.json"
-    path.unlink()
-    store.identify(replace(identity, settings={"<b>seed</b>": "</td><script>"}, versions={"<i>": "| a"}))
+    changed = replace(identity, settings={"<b>seed</b>": "</td><script>"}, versions={"<i>": "| a"})
+    (store.folder / "run.json").write_text(json.dumps(to_plain(changed)), encoding="utf-8")
     write_report(folder.out)
     page, markdown = read(folder.out)
     parsed(page)

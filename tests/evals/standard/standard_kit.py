@@ -30,8 +30,11 @@ def model(folder: Path, context_tokens: int = 4096) -> EngineModel:
     return EngineModel(folder, name="tiny")
 
 
-def suite(data: Path, *tasks: str, limit=None, shots=None, run_code=False, seed=42) -> Standard:
-    return Standard(TOKENIZER, tasks=tasks, data=data, limit=limit, shots=shots, run_code=run_code, seed=seed)
+def suite(data: Path, *tasks: str, limit=None, shots=None, context_tokens=None, run_code=False, seed=42) -> Standard:
+    return Standard(
+        TOKENIZER, tasks=tasks, data=data, limit=limit, shots=shots, context_tokens=context_tokens, run_code=run_code,
+        seed=seed,
+    )  # fmt: skip
 
 
 def subjects() -> list[str]:

@@ -11,6 +11,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as harness_evaluate
 
 from rnope.errors import UserError
+from rnope.evals.models.model import Score
 from rnope.evals.run import assemble, evaluate
 from rnope.evals.standard import suite as suite_module
 from rnope.evals.standard.harness import RnopeLM
@@ -144,11 +145,33 @@ def test_all_ten_end_to_end_and_scored_again_without_a_model(data, model, tmp_pa
     store = Store(tmp_path / "tiny/standard")
     before = store.results_path.read_bytes()
     store.results_path.unlink()
-    assemble(store, StandardScoring())
+    assemble(store, StandardScoring()).save(store.results_path)
     assert store.results_path.read_bytes() == before
     line = store.read("arc_easy")[0]
     assert line.facts["document"] == "arc_easy/0" and line.answer in ("one 0", "two", "three", "four apples")
     assert line.references == ("0",) and line.prompt_tokens > 10
+
+
+class Deaf:
+    """A model that gives no score to some requests, as a server may."""
+
+    def __init__(self, model, places):
+        self.facts, self.tokenizer, self._model, self._places = model.facts, model.tokenizer, model, places
+
+    def scores(self, requests, *, progress=lambda tokens: None):
+        for place, score in self._model.scores(requests, progress=progress):
+            yield place, Score((), (), "no reply") if place in self._places else score
+
+
+def test_a_question_with_a_choice_that_has_no_score_is_an_error(data, model, tmp_path):
+    suite = with_tasks(data, rolling(), *short(data, "arc_easy"))
+    cells = {cell.name: cell for cell in evaluate(Deaf(model, [0]), suite, tmp_path).cells}
+    assert cells["arc_easy"].errors == 1 and cells["rolling"].errors == 5
+    lines = Store(tmp_path / "tiny/standard").read("arc_easy").values()
+    assert [line.error for line in lines if line.ended == "error"] == ["no reply"]
+    assert all("metrics" not in line.facts for line in lines if line.error)
+    again = {cell.name: cell for cell in evaluate(model, suite, tmp_path).cells}
+    assert again["arc_easy"].errors == again["rolling"].errors == 0
 
 
 class Dying:
@@ -239,6 +262,16 @@ def test_prompts_that_were_cut_are_told(data, tmp_path):
     assert results.cells[0].facts["cut"] == 1 and results.summary[0].labels["cut"] == 1
     with pytest.raises(UserError, match="no room for an answer of 256 tokens"):
         evaluate(short, kit.suite(data, "gsm8k"), tmp_path / "out")
+
+
+def test_a_model_may_be_asked_beyond_its_trained_length(data, model, tmp_path):
+    short = kit.model(tmp_path / "model", context_tokens=30)  # the weights of `model`, which was trained to 4,096
+    results = evaluate(short, kit.suite(data, "commonsense_qa", context_tokens=4096), tmp_path / "out")
+    assert results.cells[0].facts["cut"] == 0 and results.settings["context_tokens"] == 4096
+    whole = evaluate(model, kit.suite(data, "commonsense_qa"), tmp_path / "whole")
+    assert results.cells[0].prompts_sha256 == whole.cells[0].prompts_sha256
+    with pytest.raises(UserError, match="context_tokens"):
+        evaluate(short, kit.suite(data, "commonsense_qa"), tmp_path / "out")
 
 
 def test_an_error_of_one_prompt_is_an_error_of_its_document(data, model, tmp_path):

@@ -1,40 +1,36 @@
 """Any folder with a causal language model that transformers can open, through transformers.
 
-Only safetensors are read, and no code is taken from a folder. Decoding is plain greedy: of a folder's
-generation_config.json the stop ids count and nothing else, so that models are compared alike.
+Decoding is plain greedy: of a folder's generation_config.json the stop ids count and nothing else, so that models are
+compared alike.
 """
 
 import copy
 import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    GenerationConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils import logging
 
-from rnope.errors import ConfigError, UserError
+from rnope.errors import UserError
 from rnope.evals.models.answers import Writing
 from rnope.evals.models.folder import folder_digest
 from rnope.evals.models.model import Answer, EvalModel, Score
 from rnope.evals.models.prefixes import tree
+from rnope.evals.models.pretrained import (
+    learned_positions,
+    quiet,
+    read_model,
+    read_tokenizer,
+    rope_types,
+    telling_memory,
+)
 from rnope.evals.results import ModelFacts
 from rnope.hf.mapping import UNBOUNDED
-from rnope.tokenizer import Tokenizer
 
 CHUNK = 2048
 """Tokens of a prompt that are read at once: the mask of a sliding window is a table of chunk by context."""
@@ -42,7 +38,6 @@ ROWS = 512
 """Tokens of a continuation that are scored at once: their logits are a table of so many by the vocabulary."""
 _KEPT = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 """Caches that hold keys and values and nothing else: only these are copied and gone on from."""
-_POSITIONS = re.compile(r"(.*\.)?(wpe|\w*position\w*)")
 
 
 class TransformersModel(EvalModel):
@@ -62,8 +57,8 @@ class TransformersModel(EvalModel):
     """
 
     def __init__(self, folder: Path, *, name: str, dtype: torch.dtype | None = None, device: str | None = None) -> None:
-        self.tokenizer = _tokenizer(folder)
-        self.model = _model(folder, dtype, device)
+        self.tokenizer = read_tokenizer(folder)
+        self.model = read_model(folder, dtype, device)
         theirs = self.model.generation_config
         stop = theirs.eos_token_id
         self.stop_ids: tuple[int, ...] = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
@@ -74,9 +69,9 @@ class TransformersModel(EvalModel):
         )
         self._config: Any = self.model.config.get_text_config(decoder=True)
         self._vocab_size: int = self.model.get_input_embeddings().num_embeddings
-        self._positions = _positions(self.model, self._config)
+        self._positions = learned_positions(self.model, self._config)
         self._forward = inspect.signature(self.model.forward).parameters
-        self._ropes = set(_values(self.model.config.to_dict(), "rope_type"))
+        self._ropes = set(rope_types(self.model.config.to_dict()))
         self._goes_on = self._can_go_on()
         windows = {
             layer.sliding_window
@@ -107,7 +102,7 @@ class TransformersModel(EvalModel):
             if (wrong := self._obstacle(ids, max_new_tokens)) is not None:
                 answers[place] = Answer(text="", tokens=0, ended="error", error=wrong)
         places = [place for place in range(len(prompts)) if place not in answers]
-        with _quiet(), _memory():
+        with quiet(), telling_memory():
             for member, begin, cache in self._walk([prompts[place] for place in places], progress):
                 place = places[member]
                 answers[place] = self._answer(prompts[place], begin, cache, max_new_tokens, stop, progress)
@@ -152,7 +147,7 @@ class TransformersModel(EvalModel):
     @torch.inference_mode()
     def _read(self, ids: np.ndarray, cache: DynamicCache, progress: Callable[[int], None]) -> Tensor:
         """Read `ids` behind what `cache` has, and keep them there: the logits of what comes next, [vocab]."""
-        with _memory():
+        with telling_memory():
             for begin in range(0, len(ids), CHUNK):
                 chunk = ids[begin : begin + CHUNK]
                 logits = self._logits(chunk, 1, cache)
@@ -197,7 +192,7 @@ class TransformersModel(EvalModel):
     ) -> list[tuple[int, Score]]:  # fmt: skip
         context = requests[places[0]][0]
         found = []
-        with _quiet(), _memory():
+        with quiet(), telling_memory():
             next_logits = None if cache is None else self._read(context[begin:], cache, progress)
             for place in places:
                 target = requests[place][1]
@@ -207,7 +202,7 @@ class TransformersModel(EvalModel):
                     else self._chances_after(copy.deepcopy(cache), next_logits, target)
                 )
                 progress(len(target) + (len(context) if cache is None else 0))
-                found.append((place, Score(*map(tuple, zip(*chances, strict=True)))))
+                found.append((place, Score.of(chances)))
         return found
 
     def _chances(self, context: np.ndarray, target: np.ndarray) -> list[tuple[float, bool]]:
@@ -242,7 +237,7 @@ class TransformersModel(EvalModel):
         cache = DynamicCache(config=self._config)
         if any(type(layer) not in _KEPT for layer in cache.layers):
             return False
-        with _quiet():
+        with quiet():
             self._logits(np.zeros(2, dtype=np.int64), 1, cache)
         return cache.get_seq_length() == 2  # recurrent models keep what they keep elsewhere
 
@@ -274,99 +269,3 @@ def _likely(logits: Tensor, targets: np.ndarray) -> list[tuple[float, bool]]:
     wanted = torch.tensor(np.asarray(targets, dtype=np.int64), device=logits.device)
     logs = logits.float().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
     return list(zip(logs.tolist(), (logits.argmax(-1) == wanted).tolist(), strict=True))
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    if (folder / "tokenizer.json").exists():
-        return Tokenizer.load(folder)
-    remedy = "Give a folder with a tokenizer.json."
-    try:
-        with _quiet(), TemporaryDirectory() as converted:
-            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).save_pretrained(
-                converted
-            )
-            tokenizer = Tokenizer.load(Path(converted))
-    except Exception as error:  # whatever its many classes raise; a slow one has written no tokenizer.json
-        raise UserError(f"{folder}: no tokenizer can be read ({error}). {remedy}") from None
-    # Without any file some classes make an empty one.
-    if "needle" not in tokenizer.decode_answer(tokenizer.encode("the needle")):
-        raise UserError(f"{folder}: no tokenizer can be read (it does not know the letters). {remedy}")
-    return tokenizer
-
-
-def _model(folder: Path, dtype: torch.dtype | None, device: str | None) -> Any:
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} has no safetensors; other weight files are pickles, which can run code and are never opened here. "
-            'If you trust them, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
-        )
-    place = device or "cpu"
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("device", place, f"cannot be used here ({error})", "Use cpu, cuda or cuda:N.") from None
-    try:
-        with _quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                output_loading_info=True,
-            )  # fmt: skip
-    except Exception as error:  # whatever its many classes raise
-        remedy = "Fetch the folder again, or convert the model to a class that this transformers has."
-        raise UserError(
-            f"{folder}: transformers cannot open it as a causal language model ({error}). {remedy}"
-        ) from None
-    if missing := sorted(found["missing_keys"]):
-        rule = f"the weights lack {len(missing)} tensors, such as {missing[0]}"
-        raise UserError(f"{folder}: {rule}. The folder is incomplete: fetch or write it again.")
-    with _memory():
-        return model.to(place).eval()
-
-
-def _positions(model: nn.Module, config: Any) -> int | None:
-    """How many positions a model has learned, if it has learned any: there is no going beyond them."""
-    tables = [
-        module.num_embeddings
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and _POSITIONS.fullmatch(name)
-    ]
-    # GPT-J and its kin look their sines up in a table of that length.
-    tables += [len(table) for name, table in model.named_buffers() if name.endswith("embed_positions")]
-    stated = getattr(config, "max_position_embeddings", None)
-    return min(tables if stated is None else [*tables, stated]) if tables else None
-
-
-def _values(plain: Any, key: str) -> Iterator[Any]:
-    """What `key` has, anywhere in `plain`."""
-    if isinstance(plain, dict):
-        if isinstance(plain.get(key), str):
-            yield plain[key]
-        for value in plain.values():
-            yield from _values(value, key)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what transformers tells its own users: load reports, bars, advice on settings that are not in use."""
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def _memory() -> Iterator[None]:
-    """Memory that runs out, in words for people."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        remedy = "Use shorter contexts, a narrower --dtype, or a machine with more memory."
-        raise UserError(f"The model and its prompt do not fit into memory ({error}). {remedy}") from None

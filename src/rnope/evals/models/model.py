@@ -30,6 +30,14 @@ class Score(NamedTuple):
     """Natural, float32, of each of its tokens after the ones before."""
     likeliest: tuple[bool, ...]
     """Whether each is the token that greedy decoding would have chosen."""
+    error: str | None = None
+    """Why there is no score: the words for people."""
+
+    @classmethod
+    def of(cls, chances: Sequence[tuple[float, bool]]) -> "Score":
+        """From (log-probability, whether it is the likeliest) of each token."""
+        logs, likeliest = zip(*chances, strict=True)
+        return cls(logs, likeliest)
 
 
 class EvalModel(ABC):
@@ -76,5 +84,6 @@ class EvalModel(ABC):
             the request's place and its score, in any order.
 
         Raises:
-            UserError: as `generate`; a server that gives no probabilities.
+            UserError: as `generate`; a server that gives no probabilities. What goes wrong with one request alone is
+                its score's `error`.
         """

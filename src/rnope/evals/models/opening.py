@@ -1,5 +1,6 @@
 """Which kind of model a name on the command line is, and opening it."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def check_model(given: str) -> None:
     """
     if re.match(_ADDRESS, given):
         Address.parse(given, key="")
-    elif not _folder(given).is_dir():
+    elif not model_folder(given).is_dir():
         remedy = "Give a model folder, transformers:FOLDER, or the address of a server (http://HOST:PORT/v1#MODEL)."
         raise ConfigError("--model", given, "there is no such folder", remedy)
 
@@ -61,14 +62,15 @@ def open_model(given: str, name: str, options: ModelOptions) -> EvalModel:
     import torch
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    folder = _folder(given)
+    folder = model_folder(given)
     if not given.startswith(FORCED) and read_model_type(folder) in ARCHITECTURES:
         from rnope.evals.models.ours import EngineModel
 
         try:
             return EngineModel(folder, name=name, dtype=dtype, device=options.device, chunk=options.chunk)
         except UserError as error:
-            if read_model_type(folder) == "rnope":
+            here = isinstance(error, ConfigError) and error.field == "device"
+            if here or read_model_type(folder) == "rnope":  # transformers would be of no help
                 raise
             raise UserError(f"{error} (Or evaluate it through transformers: --model {FORCED}{given})") from None
     from rnope.evals.models.hub import TransformersModel
@@ -85,13 +87,14 @@ def default_name(given: str) -> str:
     if re.match(_ADDRESS, given):
         address = Address.parse(given, key="")
         return _plain(address.model or re.sub(_ADDRESS, "", address.shown))
-    path = _folder(given).resolve()
+    path = Path(os.path.abspath(model_folder(given)))  # as written: a link's target may be called anything
     parts = [part for part in path.parts[-3:] if part != "/"]
     return _plain("-".join(parts[-1:] if parts[-1:] != ["model"] else parts))
 
 
-def _folder(given: str) -> Path:
-    return Path(given.removeprefix(FORCED)).expanduser()
+def model_folder(given: str) -> Path:
+    """The folder that `given` names, if it names one."""
+    return Path(os.path.expanduser(given.removeprefix(FORCED)))
 
 
 def _plain(text: str) -> str:

@@ -95,7 +95,7 @@ class EngineModel(EvalModel):
                 targets = [requests[members[place]][1] for place in places]
                 for place, chances in zip(places, self.engine.chances(before, targets), strict=True):
                     progress(len(chances))
-                    yield members[place], Score(*map(tuple, zip(*chances, strict=True)))
+                    yield members[place], Score.of(chances)
 
     def _walk(
         self, prompts: Sequence[np.ndarray], progress: Callable[[int], None]

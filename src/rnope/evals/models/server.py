@@ -17,7 +17,7 @@ from rnope.errors import ConfigError, UserError
 from rnope.evals.models.answers import cut_at
 from rnope.evals.models.model import Answer, EvalModel, Score
 from rnope.evals.models.opening import ModelOptions
-from rnope.evals.models.transport import Address, Failure, Post, Refusal
+from rnope.evals.models.transport import Address, Failure, Post, Refusal, Unanswered
 from rnope.evals.results import ModelFacts
 from rnope.tokenizer import Tokenizer
 
@@ -94,6 +94,8 @@ class ServerModel(EvalModel):
         def ask(place: int) -> Score:
             try:
                 return self._score(*requests[place], place)
+            except Unanswered as failure:
+                return Score((), (), str(failure))
             except Failure as failure:
                 tokens = sum(map(len, requests[place]))
                 raise UserError(f"{self.facts.name} could not score {tokens:,} tokens: {failure}. {_NO_ECHO}") from None
@@ -132,7 +134,7 @@ class ServerModel(EvalModel):
             if not (_number(chance) and isinstance(others, dict) and others and all(map(_number, others.values()))):
                 raise Failure("it left some of them out")
             found.append((float(np.float32(chance)), chance >= max(others.values())))
-        return Score(*map(tuple, zip(*found, strict=True)))
+        return Score.of(found)
 
     def _completion(
         self, ids: np.ndarray, more: Mapping[str, Any], place: int, *, as_ids: bool = False
@@ -149,7 +151,7 @@ class ServerModel(EvalModel):
         reply = self._post("/completions", body, place, _is_completion)
         read = _count(reply, "prompt_tokens")
         if read is not None and read < least:
-            raise Failure(f"the server read {read:,} of {len(ids):,} tokens: it cut the prompt")
+            raise Unanswered(f"the server read {read:,} of {len(ids):,} tokens: it cut the prompt")
         return reply
 
     def _first_answer(self) -> bool:
@@ -171,7 +173,8 @@ class ServerModel(EvalModel):
             reply = self._post("/models", None, 0, _is_listing)
         except Failure as failure:
             raise UserError(
-                f"{self._address.shown} does not say which models it has: {failure}. Name one behind the address: #MODEL."
+                f"{self._address.shown} does not say which models it has: {failure}. See that it runs, or name one behind "
+                "the address: #MODEL."
             ) from None
         names = [str(each["id"]) for each in reply["data"]]
         if len(names) != 1:

@@ -35,6 +35,10 @@ class Failure(Exception):
     """One request has no answer: the words for people, without a full stop."""
 
 
+class Unanswered(Failure):
+    """This request has no answer; others may have one."""
+
+
 class Refusal(Failure):
     """The server will not have this request, however often it is sent."""
 
@@ -124,7 +128,7 @@ class Post:
             if tried < TRIES:
                 wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tried - 1)) * chance.uniform(0.5, 1.0)
                 self._sleep(max(wait, asked))
-        raise Failure(f"{wrong} ({TRIES} tries)")
+        raise Unanswered(f"{wrong} ({TRIES} tries)")
 
     def _once(self, path: str, body: dict[str, Any] | None) -> Any:
         request = urllib.request.Request(

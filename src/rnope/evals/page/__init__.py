@@ -8,6 +8,7 @@ from pathlib import Path
 from rnope.errors import UserError
 from rnope.evals.page import asked, niah, perplexity, ruler, standard, trust
 from rnope.evals.page.runs import Part, read_runs
+from rnope.evals.store import exclusive
 from rnope.files import beside, write_text
 from rnope.report import words
 from rnope.report.blocks import Section
@@ -21,6 +22,8 @@ _SUITES = {
     "standard": ("Standard benchmarks", standard.part),
     "perplexity": ("Perplexity", perplexity.part),
 }
+_PATIENCE = 60.0
+"""Seconds that a report waits for another one that is writing."""
 FIGURES = ("niah", "ruler", "perplexity-position", "perplexity-length")
 
 
@@ -58,14 +61,15 @@ def write_report(out: Path) -> list[Path]:
         source="the kept answers",
     )
     written = [out / "report.html", out / "report.md"]
-    for name in FIGURES:
-        path = out / "figures" / f"{name}.png"
-        if name in figures:
-            with beside(path) as place:
-                place.write_bytes(figures[name])
-            written.append(path)
-        else:
-            path.unlink(missing_ok=True)
-    write_text(written[0], page)
-    write_text(written[1], markdown)
+    with exclusive(out / ".lock", seconds=_PATIENCE):  # models that are evaluated side by side may end together
+        for name in FIGURES:
+            path = out / "figures" / f"{name}.png"
+            if name in figures:
+                with beside(path) as place:
+                    place.write_bytes(figures[name])
+                written.append(path)
+            else:
+                path.unlink(missing_ok=True)
+        write_text(written[0], page)
+        write_text(written[1], markdown)
     return written

@@ -114,7 +114,7 @@ BESIDE = (
     "Exact: the share of answers with all facts and nothing else. No needle: the same prompts without it, whose score must be "
     "near 0. Needle alone: without a haystack, where it must be near 10."
 )
-REPEATED = " Haystack: how often its texts are gone through."
+REPEATED = " Haystack: how often its texts are gone through; above 1 they repeat."
 
 
 def _beside(runs: Sequence[Run]) -> Table | None:

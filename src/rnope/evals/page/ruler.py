@@ -200,6 +200,6 @@ def _papers(axis: Any, theirs: PaperTable, ticks: list[int]) -> dict[str, Any]:
         points = [(_count(column), float(text)) for column, text in zip(theirs.columns[1:], row[1:], strict=True)]
         points = [(n, value) for n, value in points if ticks[0] <= n <= ticks[-1]]
         if points:
-            axis.plot(*zip(*points, strict=True), color=draw.BAR, linestyle=dashes, linewidth=1.3)
-            keys[f"paper: {row[0]}"] = draw.key(draw.BAR, dashes=dashes, width=1.3)
+            axis.plot(*zip(*points, strict=True), color=draw.BAR, linestyle=dashes, linewidth=1.3, marker=".")
+            keys[f"paper: {row[0]}"] = draw.key(draw.BAR, ".", dashes=dashes, width=1.3)
     return keys

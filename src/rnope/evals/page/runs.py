@@ -77,12 +77,14 @@ def _run(store: Store, colour: str, marker: str) -> Run:
     log = store.read_log()
     answers = [line for line in log if line.get("event") == "answers"]
     model, folder = store.folder.parent.name, store.folder.name
+    results = assemble(store, scoring_of(suite))
+    store.refresh(results)
     return Run(
         name=model if folder == suite else f"{model}/{folder}",
         place=f"{model}/{folder}",
         colour=colour,
         marker=marker,
-        results=assemble(store, scoring_of(suite)),
+        results=results,
         begun=len(store.cells()),
         seconds=sum(line.get("seconds", 0.0) for line in answers),
         new_tokens=sum(line.get("new_tokens", 0) for line in answers),

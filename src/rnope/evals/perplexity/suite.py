@@ -8,7 +8,7 @@ import numpy as np
 
 from rnope.errors import check
 from rnope.evals.frame import Frame
-from rnope.evals.models.model import EvalModel
+from rnope.evals.models.model import EvalModel, Score
 from rnope.evals.niah.haystack import Haystack
 from rnope.evals.perplexity.buckets import FIRST, summed
 from rnope.evals.perplexity.scoring import PerplexityScoring
@@ -109,15 +109,16 @@ class Perplexity(Suite):
             given = max(1, len(self._begin))  # without special ids the first token of the text is given
             requests = [(ids[:given], ids[given:]) for ids, _ in windows]
             found = dict(model.scores(requests, progress=progress))
-            yield [
-                self._prediction(cell, index, *windows[place], found[place].log_probabilities)
-                for place, index in enumerate(indices)
-            ]
+            yield [self._prediction(cell, index, *windows[place], found[place]) for place, index in enumerate(indices)]
 
-    def _prediction(
-        self, cell: Cell, index: int, ids: np.ndarray, overlaps: bool, log_probabilities: Sequence[float]
-    ) -> Prediction:
-        scored = ids[len(ids) - len(log_probabilities) :]
+    def _prediction(self, cell: Cell, index: int, ids: np.ndarray, overlaps: bool, score: Score) -> Prediction:
+        scored = ids[len(ids) - len(score.log_probabilities) :]
+        facts = {
+            "buckets": summed([-value for value in score.log_probabilities], len(ids)),
+            # Of the text that the scored tokens stand for; half a character at either end may count as three bytes.
+            "bytes": len(self._tokenizer.decode(scored.tolist()).encode()),
+            "overlaps": int(overlaps),
+        }
         return Prediction(
             cell=cell.name,
             index=index,
@@ -125,11 +126,7 @@ class Perplexity(Suite):
             prompt_tokens=len(ids),
             answer="",
             new_tokens=0,
-            ended="stop",
-            facts={
-                "buckets": summed([-value for value in log_probabilities], len(ids)),
-                # Of the text that the scored tokens stand for; half a character at either end may count as three bytes.
-                "bytes": len(self._tokenizer.decode(scored.tolist()).encode()),
-                "overlaps": int(overlaps),
-            },
+            ended="stop" if score.error is None else "error",
+            error=score.error,
+            facts=facts if score.error is None else {},
         )

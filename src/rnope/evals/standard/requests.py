@@ -87,6 +87,7 @@ class Responder:
             ids = self.model.tokenizer.encode(text)
             windows = list(rolling_windows(ids, self._prefix[-1], self.max_tokens or len(ids)))
             parts = dict(self._scored(range(len(windows)), windows, progress))
+            failed = next((part.error for part in parts.values() if part.error is not None), None)
             yield (
                 place,
                 Response(
@@ -94,6 +95,7 @@ class Responder:
                     ids=np.array([*self._prefix[-1:], *ids], dtype=np.int64),
                     context_tokens=1,
                     new_tokens=len(ids),
+                    error=failed,
                 ),
             )
 
@@ -145,6 +147,7 @@ class Responder:
                     context_tokens=len(context),
                     new_tokens=len(continuation),
                     cut_tokens=cuts[i],
+                    error=score.error,
                 ),
             )
 

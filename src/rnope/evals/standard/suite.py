@@ -48,6 +48,8 @@ class Standard(Suite):
         data: a folder with local files of the benchmarks; None has the harness download them.
         limit: only the first so many documents of each task; figures are then marked as not comparable.
         shots: examples before each question; each task's own number if None.
+        context_tokens: what the model may read and write in all, beyond its trained length or below it; its trained length
+            if None. Longer prompts lose their beginning.
         run_code: let MBPP run what the model writes.
         seed: of the choice of examples, where a task draws them.
 
@@ -64,9 +66,10 @@ class Standard(Suite):
 
     def __init__(
         self, tokenizer: Tokenizer, *, tasks: Sequence[str], data: Path | None, limit: int | None, shots: int | None,
-        run_code: bool, seed: int,
+        context_tokens: int | None, run_code: bool, seed: int,
     ) -> None:  # fmt: skip
         self._tokenizer, self._data, self._limit, self._shots, self._seed = tokenizer, data, limit, shots, seed
+        self._context_tokens = context_tokens
         names = expand(tasks)
         self.notes: tuple[str, ...] = ()
         if "mbpp" in names and run_code:
@@ -82,6 +85,7 @@ class Standard(Suite):
         return {
             "lm_eval": version("lm_eval"),
             "shots": self._shots,
+            "context_tokens": self._context_tokens,
             "seed": self._seed,
             "local": self._data is not None,
         }
@@ -126,7 +130,7 @@ class Standard(Suite):
         batch: int, progress: Callable[[int], None],
     ) -> Iterator[list[Prediction]]:  # fmt: skip
         """See `Suite`: a group of documents is asked together, of one task, so that they share its examples."""
-        responder = Responder(model, batch=batch)
+        responder = Responder(model, max_tokens=self._context_tokens, batch=batch)
         benchmark = self._benchmarks[cell.name]
         indices = _indices([len(task.eval_docs) for task in benchmark.tasks])
         for task, index in zip(benchmark.tasks, indices, strict=True):

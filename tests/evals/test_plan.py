@@ -10,8 +10,8 @@ from toys import TOKENIZER, ToyModel, ToySuite
 
 from rnope.errors import UserError
 from rnope.evals import plan
-from rnope.evals.models.model import Answer
-from rnope.evals.plan import Speed, measure, plan_table
+from rnope.evals.models.model import Answer, Score
+from rnope.evals.plan import Speed, plan_table
 from rnope.evals.suite import Cell
 
 
@@ -29,6 +29,10 @@ class Timed(ToyModel):
             assert ids.max() < TOKENIZER.vocab_size
             self.now += self.speed.seconds(len(ids), made - 1)  # the first new token comes with the prompt's last
         return [Answer(text="", tokens=made, ended="length") for _ in prompts]
+
+
+def measure(model, cells, scored=False):
+    return plan.measure(model, cells, every_token_scored=scored)
 
 
 def cells(*lengths, new=10):
@@ -76,6 +80,17 @@ def test_a_model_that_reads_no_more_is_timed_on_what_it_reads(monkeypatch):
 
     found = measure(Short(Speed(1e-6, 1e-9, 1e-3, 1), monkeypatch), cells(8192))
     assert found.timed == 512 and found.square == pytest.approx(1e-9)
+
+
+def test_what_is_scored_in_full_is_timed_so(monkeypatch):
+    class Scoring(Timed):
+        def scores(self, requests, **more):
+            ((context, rest),) = requests
+            self.now += 7 * self.speed.seconds(len(context) + len(rest), 0)
+            yield 0, Score((), ())
+
+    found = measure(Scoring(Speed(1e-4, 1e-7, 0.5, 1), monkeypatch), cells(300, new=0), scored=True)
+    assert (found.token, found.square) == (pytest.approx(7e-4), pytest.approx(7e-7)) and found.new == found.token
 
 
 def test_a_model_that_stops_at_once_has_a_speed_too(monkeypatch):

@@ -261,7 +261,7 @@ def test_intervals_hold_the_mean_and_are_repeatable():
 
 def test_what_a_person_sees(tmp_path, monkeypatch):
     """Each finished cell once, and a bar that ends at its end and leaves room for the estimate."""
-    monkeypatch.setattr(run, "measure", lambda model, cells: Speed(1e-3, 0.0, 1e-3, 128))
+    monkeypatch.setattr(run, "measure", lambda model, cells, **_: Speed(1e-3, 0.0, 1e-3, 128))
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=80, color_system=None)
     evaluate(ToyModel(name="a-model-of-a-very-long-name", errors=[7]), ToySuite(), tmp_path, console=console)

@@ -221,10 +221,12 @@ def _run(
         folder = options["tokenizer"] or model_folder(given)
         suite = build(model, _frame(model, folder, chat))
         cells = suite.cells()
+        suite.check()
         for note in suite.notes:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
         if dry_run:
-            click.echo(plan_table(model.facts, cells, measure(model, cells)))
+            speed = measure(model, cells, every_token_scored=suite.every_token_scored)
+            click.echo(plan_table(model.facts, cells, speed))
         else:
             console.print(plan_table(model.facts, cells, None), highlight=False, markup=False, soft_wrap=True)
             evaluate(model, suite, out, batch=batch, console=console, command=command)

@@ -37,9 +37,12 @@ class Speed:
         return cell.samples * self.seconds(prompt, cell.max_new_tokens)
 
 
-def measure(model: EvalModel, cells: Sequence[Cell]) -> Speed:
+def measure(model: EvalModel, cells: Sequence[Cell], *, every_token_scored: bool) -> Speed:
     """Time an answer, and prompts each twice as long as the one before, up to the longest context of `cells`; some
     seconds for a model that suits the machine.
+
+    Args:
+        every_token_scored: time the scoring of whole prompts, no answers.
 
     Raises:
         UserError: the model does not answer.
@@ -50,13 +53,18 @@ def measure(model: EvalModel, cells: Sequence[Cell]) -> Speed:
     def timed(prompt_tokens: int, new_tokens: int) -> tuple[float, int]:
         ids = rng.integers(0, highest, size=prompt_tokens)
         started = time.perf_counter()
-        (answer,) = model.generate([ids], new_tokens)
-        if answer.error is not None:
-            raise UserError(f"{model.facts.name} does not answer: {answer.error}")
-        return time.perf_counter() - started, answer.tokens
+        if every_token_scored:
+            ((_, score),) = model.scores([(ids[:1], ids[1:])])
+            error, made = score.error, 0
+        else:
+            (answer,) = model.generate([ids], new_tokens)
+            error, made = answer.error, answer.tokens
+        if error is not None:
+            raise UserError(f"{model.facts.name} does not answer: {error}")
+        return time.perf_counter() - started, made
 
     room = max(cell.context_tokens for cell in cells)
-    length = max(1, min(SHORT, room - 1 - NEW))
+    length = max(2, min(SHORT, room - 1 - NEW))
     timed(length, 2)  # the first pass allocates
     before, (took, _), (written, made) = 0.0, timed(length, 1), timed(length, 1 + NEW)
     # A stop token may end the answer at once; then a new token is taken to cost what a token of the prompt does.

@@ -55,7 +55,7 @@ def evaluate(
             store.check(cell)
         left = [cell for cell in cells if _missing(store, cell)]
         known: dict[str, CellResult] = {}
-        with _bar(console, left, model) as advance:
+        with _bar(console, left, model, suite) as advance:
             for cell in left:
                 _ask(model, suite, store, cell, batch, advance(cell))
                 known.pop(cell.name, None)
@@ -158,10 +158,12 @@ def _say(console: Console, text: str) -> None:
 
 @contextmanager
 def _bar(
-    console: Console, cells: Sequence[Cell], model: EvalModel
+    console: Console, cells: Sequence[Cell], model: EvalModel, suite: Suite
 ) -> Iterator[Callable[[Cell], Callable[[int], None]]]:
     """A bar over the seconds that the cells are expected to take, since a long prompt's tokens take longer each."""
-    speed = measure(model, cells) if cells and console.is_terminal and not console.quiet else Speed(1e-6, 0.0, 1e-6, 1)
+    speed = Speed(1e-6, 0.0, 1e-6, 1)
+    if cells and console.is_terminal and not console.quiet:
+        speed = measure(model, cells, every_token_scored=suite.every_token_scored)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

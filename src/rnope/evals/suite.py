@@ -81,6 +81,8 @@ class Suite(ABC):
 
     name: ClassVar[str]
     scoring: ClassVar[Scoring]
+    every_token_scored: ClassVar[bool] = False
+    """Whether prompts are scored in full, which costs more than reading them to go on from their end."""
     notes: tuple[str, ...] = ()
     """What the user should know before it starts, a sentence or two each."""
 
@@ -95,6 +97,13 @@ class Suite(ABC):
 
         Raises:
             ConfigError: a length that cannot hold the question.
+        """
+
+    def check(self) -> None:  # noqa: B027, most suites have nothing to add
+        """See that the cells can be asked, as far as that is quick and `cells` did not.
+
+        Raises:
+            ConfigError: one cannot.
         """
 
     @abstractmethod

@@ -220,6 +220,16 @@ def test_groups_are_tasks_in_order(data):
     assert len(names("retrieval")) == 16 and len(names("all", "qa")) == 26
 
 
+def test_a_length_too_short_for_a_task_is_said_before_anything_is_asked(data):
+    """The original would try for ever: `cwe` never gets small enough for this tokenizer."""
+    ruler = Ruler(
+        TOKENIZER, Frame(begin_ids=()), tasks=["niah_single_1", "cwe"], lengths=[4096], samples=1, seed=1, data=data
+    )
+    assert len(ruler.cells()) == 2
+    with pytest.raises(ConfigError, match=r"4096: is too short for cwe"):
+        ruler.check()
+
+
 def test_pairs_are_the_sorted_set_without_being_made():
     nouns = [*NOUNS, "c"]
     slow = sorted({f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in nouns})

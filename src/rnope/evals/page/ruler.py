@@ -28,8 +28,10 @@ def part(runs: Sequence[Run]) -> Part:
     ]  # fmt: skip
     apart: dict[str, list[str]] = {}
     for run in runs:
-        if run.results.settings.get("comparable") is False:
-            apart.setdefault(words.plain(run.results.settings.get("why")), []).append(run.name)
+        altered = {cell.labels["task"] for cell in run.results.cells if cell.facts.get("original", 0) < 1}
+        if altered and run.results.settings.get("comparable") is False:
+            tasks = words.listed([task for task in ORDER if task in altered])
+            apart.setdefault(f"{tasks} ({words.plain(run.results.settings.get('why'))})", []).append(run.name)
     if apart:
         said = tuple(f"{words.listed(names)}: {why}" for why, names in apart.items())
         blocks += [Text("Not comparable with RULER's published numbers:", "withheld"), Items(said, "withheld")]

@@ -34,6 +34,7 @@ class Perplexity(Suite):
 
     name = "perplexity"
     scoring: ClassVar[Scoring] = PerplexityScoring()
+    every_token_scored = True
 
     def __init__(
         self, tokenizer: Tokenizer, frame: Frame, *, lengths: Sequence[int], samples: int, seed: int, corpus: str | None

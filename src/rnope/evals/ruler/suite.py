@@ -21,6 +21,8 @@ from rnope.evals.suite import Cell, GenerationSuite, Prediction, Sample, Scoring
 from rnope.strict import to_plain
 from rnope.tokenizer import Tokenizer
 
+TRIED = 8192
+"""Up to this length `check` makes the first prompt: that is quick, and only short lengths are too short."""
 _REMEDY = "Leave the task out, or ask longer contexts of it."
 
 
@@ -95,6 +97,12 @@ class Ruler(GenerationSuite):
             for task in self._tasks
         )
 
+    def check(self) -> None:
+        """See `Suite`: makes the first prompts of short lengths."""
+        for cell in self.cells():
+            if cell.context_tokens <= TRIED:
+                next(self.samples(cell, {}))
+
     def samples(self, cell: Cell, done: Mapping[int, Prediction]) -> Iterator[Sample]:
         """See `GenerationSuite`. Facts of a sample: ``units`` of haystack (words of essays, lines, different words,
         documents); ``repeats``, how often the texts were gone through, where there are any; ``original``, whether these
@@ -119,7 +127,7 @@ class Ruler(GenerationSuite):
                     index=index,
                     ids=np.array([*self._frame.begin_ids, *made.ids], dtype=np.int64),
                     references=made.references,
-                    facts={"units": made.units, "original": self._is_original(task, made), **made.facts},
+                    facts={"units": made.units, "original": int(self._is_original(task, made)), **made.facts},
                 )
 
     def _source(self, task: Task, length: int) -> Source:

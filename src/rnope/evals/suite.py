@@ -7,15 +7,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from rnope.errors import check
-from rnope.evals.models.model import EvalModel
+from rnope.evals.models.model import Ended, EvalModel
 from rnope.evals.results import CellResult, Figure
-
-Ended = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,15 +13,15 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from rnope.data.corpus import Document
 from rnope.errors import ConfigError
+from rnope.evals import text as haystack
 from rnope.evals.frame import Frame
 from rnope.evals.models.model import Answer
-from rnope.evals.niah import haystack
 from rnope.evals.niah import needle as needle_module
-from rnope.evals.niah.haystack import Haystack
 from rnope.evals.niah.needle import ANSWER, INSTRUCTION, POOLS, Needles
 from rnope.evals.niah.scoring import normalised
 from rnope.evals.niah.suite import NEAR, Niah
 from rnope.evals.suite import prompt_digest
+from rnope.evals.text import Haystack
 from rnope.tokenizer import Tokenizer
 
 NAMES = "Ann Ben Cleo Dan Eve Fay Gus".split()

@@ -10,6 +10,9 @@ import numpy as np
 from rnope.evals.results import ModelFacts
 from rnope.tokenizer import Tokenizer
 
+Ended = Literal["stop", "length", "error"]
+"""How an answer ended: at a stop token or text; cut at its length; there is none."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
@@ -18,7 +21,7 @@ class Answer:
     text: str
     """Without special tokens; up to a stop text, which it does not contain."""
     tokens: int
-    ended: Literal["stop", "length", "error"]
+    ended: Ended
     error: str | None = None
     """Why there is no answer: the words for people."""
 

@@ -5,14 +5,14 @@ A needle states three facts. The score is ten times the share of them that the a
 paper's and Kamradt's 0 to 10 come from a language model that judges, and are another measure.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
 
-from rnope.evals.results import CellResult, Figure
+from rnope.evals.results import CellResult, Figure, mean_of
 from rnope.evals.suite import Prediction, Scoring
 
+SCALES = {"score": 10.0, "exact": 1.0}
 CONNECTING = frozenset(
     "a an and are at best by can do doing eat eating for go going in is it its most of on one or s should some that the "
     "then there thing things this to while with watch watching you your".split()
@@ -72,15 +72,6 @@ class NiahScoring(Scoring):
 
 
 def _mean_over(name: str, metric: str, cells: Sequence[CellResult], **labels: str | int) -> list[Figure]:
-    """The mean over cells that have an answer, each cell counting once.
-
-    Its interval follows from those of the cells, whose samples are independent: distances to the mean add up as squares.
-    """
+    """The mean over cells that have an answer, each cell counting once."""
     parts = [figure for cell in cells for figure in cell.figures if figure.name == metric]
-    if not parts:
-        return []
-    value = sum(part.value for part in parts) / len(parts)
-    below = math.hypot(*(part.value - part.low for part in parts if part.low is not None)) / len(parts)
-    above = math.hypot(*(part.high - part.value for part in parts if part.high is not None)) / len(parts)
-    n = sum(part.n for part in parts)
-    return [Figure(name=name, value=value, low=value - below, high=value + above, n=n, labels=dict(labels))]
+    return [mean_of(name, parts, highest=SCALES[metric], **labels)] if parts else []

@@ -15,10 +15,10 @@ import numpy as np
 from rnope.errors import check
 from rnope.evals.frame import Frame
 from rnope.evals.niah import needle as forms
-from rnope.evals.niah.haystack import Haystack
 from rnope.evals.niah.needle import Needle, Needles
 from rnope.evals.niah.scoring import NiahScoring
 from rnope.evals.suite import Cell, GenerationSuite, Prediction, Sample, Scoring
+from rnope.evals.text import Haystack
 from rnope.strict import to_plain
 from rnope.tokenizer import Tokenizer
 

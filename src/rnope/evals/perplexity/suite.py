@@ -9,10 +9,10 @@ import numpy as np
 from rnope.errors import check
 from rnope.evals.frame import Frame
 from rnope.evals.models.model import EvalModel, Score
-from rnope.evals.niah.haystack import Haystack
 from rnope.evals.perplexity.buckets import FIRST, summed
 from rnope.evals.perplexity.scoring import PerplexityScoring
 from rnope.evals.suite import Cell, Prediction, Scoring, Suite, prompt_digest
+from rnope.evals.text import Haystack
 from rnope.tokenizer import Tokenizer
 
 LEAST = 2 * FIRST

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rnope.evals.results import CellResult, Figure
+from rnope.evals.results import CellResult, Figure, mean_of
 from rnope.evals.ruler import metrics
 from rnope.evals.ruler.tasks import GROUPS, TASKS
 from rnope.evals.suite import Prediction, Scoring
@@ -54,4 +54,4 @@ def _group_figure(group: str, length: int, tasks: Sequence[Figure]) -> Figure | 
         "tasks": len(own),
         "complete": len(own) == len(GROUPS[group]),
     }
-    return Figure(name="score", value=sum(f.value for f in own) / len(own), n=sum(f.n for f in own), labels=labels)
+    return mean_of("score", own, highest=100.0, **labels)

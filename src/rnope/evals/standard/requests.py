@@ -5,12 +5,12 @@ The rules are those of the harness's own Hugging Face model, so that figures are
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from rnope.errors import ConfigError, UserError
-from rnope.evals.models.model import EvalModel
+from rnope.evals.models.model import Ended, EvalModel
 
 DEFAULT_NEW_TOKENS = 256
 """Of an answer whose task does not say: the harness's own default."""
@@ -32,7 +32,7 @@ class Response:
     """Scored or written."""
     cut_tokens: int = 0
     """Left out at the beginning, since the model reads no more."""
-    ended: Literal["stop", "length", "error"] = "stop"
+    ended: Ended = "stop"
     error: str | None = None
 
 

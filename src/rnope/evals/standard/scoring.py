@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rnope.evals.results import CellResult, Figure
+from rnope.evals.results import CellResult, Figure, mean_of
 from rnope.evals.standard.tasks import RATIOS, ratio
 from rnope.evals.suite import Prediction, Scoring
 
@@ -53,8 +53,7 @@ class StandardScoring(Scoring):
                 "comparable": len(long) == LONGBENCH_TASKS and all(each.labels["comparable"] for each in long),
                 "cut": sum(each.labels["cut"] for each in long) / len(long),
             }
-            mean = sum(each.value for each in long) / len(long)
-            found.append(Figure(name="LongBench", value=mean, n=sum(each.n for each in long), labels=labels))
+            found.append(mean_of("LongBench", long, highest=100.0, **labels))
         return tuple(found)
 
 
@@ -72,12 +71,11 @@ def _figures(cell: CellResult) -> list[Figure]:
     for figure in sorted(whole, key=lambda figure: figure.name != first):
         labels = shared | {"metric": figure.name, "headline": figure.name == first}
         made.append(_percent(figure, figure.value, labels))
-        subjects = [each.value for each in cell.figures if each.name.startswith(figure.name + _SUBJECT)]
+        subjects = [each for each in cell.figures if each.name.startswith(figure.name + _SUBJECT)]
         if subjects:
             labels = shared | {"metric": f"{figure.name}, mean of {len(subjects)} subjects", "headline": False}
-            made.append(
-                Figure(name=shared["benchmark"], value=100 * sum(subjects) / len(subjects), n=figure.n, labels=labels)
-            )
+            mean = mean_of(figure.name, subjects, highest=1.0)
+            made.append(_percent(mean, mean.value, labels))
     for metric, value in ratios(cell.facts).items():
         labels = shared | {"metric": metric, "headline": not whole}
         made.append(Figure(name=shared["benchmark"], value=value, n=cell.samples - cell.errors, labels=labels))

@@ -1,4 +1,4 @@
-"""Text to hide needles in, as token ids: documents encoded once and put together anew for each prompt. It knows no needle.
+"""Text as token ids, to read or to hide needles in: documents encoded once, put together anew for each prompt.
 
 Documents meet in token space, so that a haystack of a million tokens costs some copying and no encoding.
 """

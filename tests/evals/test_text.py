@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnope.evals.niah.haystack import Haystack
+from rnope.evals.text import Haystack
 from rnope.tokenizer import Tokenizer
 
 TEXTS = [

@@ -1,6 +1,7 @@
 """RULER's 13 tasks as its files `synthetic.yaml` and `constants.py` have them. No texts, no tokens.
 
-Everything in this folder that is said of "the original" is said of NVIDIA/RULER at `REVISION`.
+Everything in this folder that is said of "the original" is said of NVIDIA/RULER (Apache-2.0) at `REVISION`; the words of the
+prompts are its own, since they must be.
 """
 
 from collections.abc import Iterable

@@ -109,7 +109,8 @@ def main() -> None:
     given.length = given.length or ("256k" if making else "4k")
     found = prompts(given) if making else answers(given)
     if given.out is not None:
-        about = {"what": given.what, "length": given.length, "machine": machine("cpu"), **session(shlex.join(sys.argv))}
+        command = shlex.join(["benchmarks/evaluation.py", *sys.argv[1:]])
+        about = {"what": given.what, "length": given.length, "machine": machine("cpu"), **session(command)}
         write_text(given.out, json.dumps(about | found, indent=1))
 
 

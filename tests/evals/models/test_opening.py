@@ -65,6 +65,10 @@ def test_no_such_folder(given):
 
 
 def test_models_are_checked_without_being_opened(tmp_path):
+    for given in (str(tmp_path), f"transformers:{tmp_path}"):
+        with pytest.raises(UserError, match=r"has no config\.json"):
+            check_model(given)
+    (tmp_path / "config.json").write_text("{}")
     check_model(str(tmp_path))
     check_model(f"transformers:{tmp_path}")
     check_model("http://127.0.0.1:1/v1#nobody-is-asked")

@@ -39,13 +39,16 @@ def check_model(given: str) -> None:
     """Refuse what `open_model` cannot open for sure, without opening it: several models can be checked before the first.
 
     Raises:
-        UserError: no such folder, or an address with a user, a password or a query in it, which it does not repeat.
+        UserError: no such folder, or one without config.json; an address with a user, a password or a query in it, which
+            it does not repeat.
     """
     if re.match(_ADDRESS, given):
         Address.parse(given, key="")
     elif not model_folder(given).is_dir():
         remedy = "Give a model folder, transformers:FOLDER, or the address of a server (http://HOST:PORT/v1#MODEL)."
         raise ConfigError("--model", given, "there is no such folder", remedy)
+    else:
+        read_model_type(model_folder(given))
 
 
 def open_model(given: str, name: str, options: ModelOptions) -> EvalModel:

@@ -1,7 +1,9 @@
-"""Files and folders that a reader sees old or new, whole: written beside their place and renamed."""
+"""Files and folders that a reader sees old or new, whole: written beside their place and renamed; and locks on them."""
 
+import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,29 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`."""
     with beside(path) as place:
         place.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def exclusive(path: Path, *, seconds: float = 0.0) -> Iterator[bool]:
+    """Hold the lock file `path`, or give False if another process still does after so many seconds.
+
+    The lock ends with the process, however that ends. Where the file system has no locks, everybody holds it.
+    """
+    with path.open("a") as file:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    yield False
+                    return
+                time.sleep(0.02)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            yield True
+            return
 
 
 def _exchange(place: Path, path: Path) -> None:

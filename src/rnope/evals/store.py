@@ -6,10 +6,8 @@ OUT/MODEL/SUITE/results.json        figures of the finished cells, made from the
 OUT/MODEL/SUITE/log.jsonl           what happened when, and how long it took
 """
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ from typing import Any
 from rnope.errors import ConfigError, UserError
 from rnope.evals.results import VERSION, ModelFacts, SuiteResults, load_plain
 from rnope.evals.suite import Cell, Prediction
-from rnope.files import write_text
+from rnope.files import exclusive, write_text
 from rnope.strict import from_plain, to_plain
 
 _PATIENCE = 0.5
@@ -185,24 +183,6 @@ class Store:
             _, *rest = _whole_lines(path)
             lines = [from_plain(Prediction, line) for line in rest]
         return _head(path), {line.index: line for line in lines}
-
-
-@contextmanager
-def exclusive(path: Path, *, seconds: float) -> Iterator[bool]:
-    """Hold the lock file `path`, or give False if another process still does after so many seconds."""
-    with path.open("w") as file:
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() >= end:
-                    yield False
-                    return
-                time.sleep(0.02)
-            else:
-                yield True
-                return
 
 
 def stores(out: Path) -> list[Store]:

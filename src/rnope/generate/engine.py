@@ -347,13 +347,13 @@ class Engine:
     @torch.inference_mode()
     def _follow(self, state: State, target: Tensor) -> list[Chance]:
         """Chances of `target` after `state`, which is changed."""
-        found = [_chances(_logits(state)[None], target[:1])]
+        found = [chances_of(_logits(state)[None], target[:1])]
         for begin in range(0, len(target) - 1, self.prefill_chunk_tokens):  # The last token is scored, not read.
             chunk = target[begin:-1][: self.prefill_chunk_tokens]
             follow = target[begin + 1 :][: len(chunk)]
             hidden = self._pass(state, chunk, rows=len(chunk))[0]  # t w
             for part, wanted in zip(hidden.split(_LOGIT_ROWS), follow.split(_LOGIT_ROWS), strict=True):
-                found.append(_chances(self.model.logits(part), wanted))
+                found.append(chances_of(self.model.logits(part), wanted))
         return [chance for part in found for chance in part]
 
     def _tokens(self, ids: Ids, field: str) -> Tensor:
@@ -370,7 +370,7 @@ def _logits(state: State) -> Tensor:
     return state.logits
 
 
-def _chances(logits: Tensor, targets: Tensor) -> list[Chance]:
+def chances_of(logits: Tensor, targets: Tensor) -> list[Chance]:
     """Chances of each of `targets` [n] under its row of `logits` [n, vocab]."""
     logs = logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     likeliest = logits.argmax(-1) == targets

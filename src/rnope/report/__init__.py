@@ -4,10 +4,9 @@ nothing but who may be compared with whom (`gate`).
 
 from pathlib import Path
 
-from rnope.files import beside, write_text
 from rnope.report.figures import FIGURES, draw_all
 from rnope.report.gate import Gate
-from rnope.report.page import render
+from rnope.report.page import render, write_pages
 from rnope.results import Results
 
 __all__ = ["write_report"]
@@ -24,16 +23,4 @@ def write_report(results: Results, out: Path) -> list[Path]:
     gate = Gate(results)
     figures = draw_all(gate)
     page, markdown = render(gate, figures)
-    folder = out / "figures"
-    written = [out / "report.html", out / "report.md"]
-    for name in FIGURES:
-        path = folder / f"{name}.png"
-        if name in figures:
-            with beside(path) as place:
-                place.write_bytes(figures[name])
-            written.append(path)
-        else:
-            path.unlink(missing_ok=True)
-    write_text(written[0], page)
-    write_text(written[1], markdown)
-    return written
+    return write_pages(out, page, markdown, figures, names=FIGURES)

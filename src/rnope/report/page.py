@@ -3,11 +3,12 @@
 import base64
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rnope.files import beside, write_text
 from rnope.report import paper, sections, words
 from rnope.report.blocks import Section
 from rnope.report.gate import Gate
@@ -87,3 +88,29 @@ def render(gate: Gate, figures: Mapping[str, bytes]) -> tuple[str, str]:
         command="rnope report",
         source="results.json",
     )
+
+
+def write_pages(
+    out: Path, page: str, markdown: str, figures: Mapping[str, bytes], *, names: Iterable[str]
+) -> list[Path]:
+    """Write ``report.html``, ``report.md`` and ``figures/*.png`` into `out`; each file is replaced whole.
+
+    Args:
+        names: of all figures that such a report may have; those that are there from an earlier one and not among
+            `figures` are removed.
+
+    Returns:
+        The files written, the page first.
+    """
+    written = [out / "report.html", out / "report.md"]
+    for name in names:
+        path = out / "figures" / f"{name}.png"
+        if name in figures:
+            with beside(path) as place:
+                place.write_bytes(figures[name])
+            written.append(path)
+        else:
+            path.unlink(missing_ok=True)
+    write_text(written[0], page)
+    write_text(written[1], markdown)
+    return written

@@ -3,7 +3,6 @@
 In the output folder, ``stages/NAME-DIGEST`` holds a stage's checkpoints, log and model; ``ARM/STAGE`` leads there.
 """
 
-import fcntl
 import os
 import shutil
 import sys
@@ -21,7 +20,7 @@ from rnope.config.training import Arm, TrainingRecipe
 from rnope.data.rows import StageRows
 from rnope.data.shards import Index, Shards
 from rnope.errors import ConfigError, UserError, check
-from rnope.files import write_text
+from rnope.files import exclusive, write_text
 from rnope.hf.folder import save_state
 from rnope.model.accounting import parameters
 from rnope.model.decoder import Decoder
@@ -215,18 +214,13 @@ def _check_room(todo: Sequence[Work], recipe: TrainingRecipe, out: Path) -> None
 
 @contextmanager
 def _alone(out: Path, mesh: Mesh) -> Iterator[None]:
-    """Refuse a folder in which another run is at work; the lock ends with the process, however that ends."""
+    """Refuse a folder in which another run is at work."""
     if mesh.rank:
         yield
         return
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError("--out", str(out), "another run is at work there", "Wait for it, or stop it.") from None
-        except OSError:  # a file system without locks
-            pass
+    with exclusive(out / ".lock") as ours:
+        check("--out", str(out), ours, "another run is at work there", "Wait for it, or stop it.")
         yield
 
 

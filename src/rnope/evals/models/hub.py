@@ -30,6 +30,7 @@ from rnope.evals.models.pretrained import (
     telling_memory,
 )
 from rnope.evals.results import ModelFacts
+from rnope.generate.engine import Chance, chances_of
 from rnope.hf.mapping import UNBOUNDED
 
 CHUNK = 2048
@@ -205,14 +206,14 @@ class TransformersModel(EvalModel):
                 found.append((place, Score.of(chances)))
         return found
 
-    def _chances(self, context: np.ndarray, target: np.ndarray) -> list[tuple[float, bool]]:
+    def _chances(self, context: np.ndarray, target: np.ndarray) -> list[Chance]:
         """Read from the start: for models that cannot go on from a cache."""
         self._forget()
         logits = self._logits(np.concatenate((context, target[:-1])), len(target), None)
         parts = zip(logits.split(ROWS), np.split(target, range(ROWS, len(target), ROWS)), strict=True)
         return [chance for part, wanted in parts for chance in _likely(part, wanted)]
 
-    def _chances_after(self, cache: DynamicCache, next_logits: Tensor, target: np.ndarray) -> list[tuple[float, bool]]:
+    def _chances_after(self, cache: DynamicCache, next_logits: Tensor, target: np.ndarray) -> list[Chance]:
         found = _likely(next_logits[None], target[:1])
         for begin in range(0, len(target) - 1, ROWS):  # The last token is scored, not read.
             chunk = target[begin:-1][:ROWS]
@@ -264,8 +265,6 @@ class _Writing(StoppingCriteria):  # type: ignore[misc]  # transformers is untyp
         return torch.tensor([self.writing.finished], device=input_ids.device)
 
 
-def _likely(logits: Tensor, targets: np.ndarray) -> list[tuple[float, bool]]:
-    """Log-probability of each of `targets` [n] under its row of `logits` [n, vocab], and whether it is the likeliest."""
-    wanted = torch.tensor(np.asarray(targets, dtype=np.int64), device=logits.device)
-    logs = logits.float().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
-    return list(zip(logs.tolist(), (logits.argmax(-1) == wanted).tolist(), strict=True))
+def _likely(logits: Tensor, targets: np.ndarray) -> list[Chance]:
+    """Chances of each of `targets` [n] under its row of `logits` [n, vocab]."""
+    return chances_of(logits, torch.tensor(np.asarray(targets, dtype=np.int64), device=logits.device))

@@ -8,11 +8,10 @@ from pathlib import Path
 from rnope.errors import UserError
 from rnope.evals.page import asked, niah, perplexity, ruler, standard, trust
 from rnope.evals.page.runs import Part, read_runs
-from rnope.evals.store import exclusive
-from rnope.files import beside, write_text
+from rnope.files import exclusive
 from rnope.report import words
 from rnope.report.blocks import Section
-from rnope.report.page import pages
+from rnope.report.page import pages, write_pages
 
 __all__ = ["write_report"]
 
@@ -60,16 +59,5 @@ def write_report(out: Path) -> list[Path]:
         command="rnope eval report",
         source="the kept answers",
     )
-    written = [out / "report.html", out / "report.md"]
     with exclusive(out / ".lock", seconds=_PATIENCE):  # models that are evaluated side by side may end together
-        for name in FIGURES:
-            path = out / "figures" / f"{name}.png"
-            if name in figures:
-                with beside(path) as place:
-                    place.write_bytes(figures[name])
-                written.append(path)
-            else:
-                path.unlink(missing_ok=True)
-        write_text(written[0], page)
-        write_text(written[1], markdown)
-    return written
+        return write_pages(out, page, markdown, figures, names=FIGURES)

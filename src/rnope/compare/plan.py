@@ -22,6 +22,7 @@ PRIMARY = (2, 16)
 """Multiples of the trained length at which pairs are judged (SPEC R): of the longer one, where two arms differ."""
 DEV_SEED = 0x5EED
 """Turns the seed of the needles into that of the needles that choices are made by: none is the evaluation's."""
+_SAID_LATER = ("rope_window",)
 # Of one ordinary core in float32, for estimates only.
 _TRAINING_FLOPS_PER_SECOND = 3e10
 _STEP_SECONDS = 0.03
@@ -82,6 +83,12 @@ class Job:
     """Seconds it may take."""
 
 
+def _stages(stages: tuple[Stage, ...]) -> list[dict[str, object]]:
+    """`stages` for a digest: what a stage learned to say after runs had been made counts only where it is said."""
+    plain = [to_plain(stage) for stage in stages]
+    return [{k: v for k, v in stage.items() if k not in _SAID_LATER or v is not None} for stage in plain]
+
+
 def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps([FORMAT, *map(to_plain, parts)], sort_keys=True).encode()).hexdigest()[:10]
 
@@ -104,7 +111,7 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: s
         flops = training_flops(model, stage.context_tokens) * max(rows, 1)
         name = f"{stage.name}-{arm.variant}-seed{seed}"
         # The recipe's name is provenance; it changes no weight.
-        identity = _digest(model, work.stages, work.optimizer, work.learning_rate, seed, data)
+        identity = _digest(model, _stages(work.stages), work.optimizer, work.learning_rate, seed, data)
         jobs.append(
             Job(
                 id=f"{name}-{identity}",
@@ -163,7 +170,7 @@ def _reading_seconds(recipe: Recipe, arm: Arm, context_tokens: int, contexts: in
 
 def sweep_key(recipe: Recipe, arm: Arm) -> str:
     """Arms with the same model and the same first stage are one subject of the sweep."""
-    return _digest(recipe.model_config(arm), arm.stages[0])
+    return _digest(recipe.model_config(arm), _stages(arm.stages[:1])[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

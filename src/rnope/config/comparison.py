@@ -80,6 +80,8 @@ class Stage:
     """New rotary base of every RoPE layer; None keeps it."""
     window: int | None = None
     """New window of every windowed layer; None keeps it."""
+    rope_window: int | None = None
+    """Window of every RoPE layer from here on, also of those that saw everything (the paper's RNoPE-10k-swa)."""
     warmup_window: int | None = None
     """In the first curriculum length, every layer but the last sees at most this many tokens. The same for all variants."""
     learning_rate_scale: float = 1.0
@@ -104,10 +106,12 @@ class Stage:
             check(name, getattr(self, name), 1 <= getattr(self, name) < 2**40, "must be at least 1", small)
         for name in ("warmup_steps", "decay_steps", "short_batches"):
             check(name, getattr(self, name), 0 <= getattr(self, name) < 2**40, "must not be negative", small)
-        for name in ("window", "warmup_window"):
+        for name in ("window", "rope_window", "warmup_window"):
             value = getattr(self, name)
             ok = value is None or 1 <= value < 2**31
             check(name, value, ok, "counts the current token: at least 1, below 2^31", "Use 1 or more.")
+        ok = self.window is None or self.rope_window is None
+        check("rope_window", self.rope_window, ok, "is given beside window", "Give one of them.")
         ok = self.theta is None or 1 < self.theta < 1e30
         check("theta", self.theta, ok, "the rotary base must exceed 1", "The paper uses 10000 and more.")
         ok = self.warmup_steps + self.decay_steps <= self.steps

@@ -41,11 +41,14 @@ class Training:
 
 
 def layers_in(config_: ModelConfig, stage: config.Stage) -> tuple[LayerSpec, ...]:
-    """The model's layers as `stage` changes them: theta of every RoPE layer, window of every windowed one (T5)."""
+    """The model's layers as `stage` changes them: theta and window of RoPE layers, window of windowed ones (T5)."""
 
     def changed(spec: LayerSpec) -> LayerSpec:
         theta = stage.theta if stage.theta and spec.theta else spec.theta
-        return replace(spec, theta=theta, window=stage.window if stage.window and spec.window else spec.window)
+        window = stage.window if stage.window and spec.window else spec.window
+        if stage.rope_window and spec.position == "rope":
+            window = stage.rope_window
+        return replace(spec, theta=theta, window=window)
 
     return tuple(changed(spec) for spec in config_.layers)
 

@@ -12,7 +12,9 @@ from rnope.errors import ConfigError, UserError, shown
 from rnope.files import write_text
 from rnope.strict import from_plain, to_plain
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 lacks what has a default."""
 Z95 = 1.959963984540054
 SEGMENTS = ("begin", "needle", "context", "qc")
 """Parts of a context that attention mass is summed over (paper 2.2.2)."""
@@ -144,6 +146,96 @@ class MassRow:
     """What each segment would get if every token of the context got the same."""
     best_head_needle: float
     """Needle mass of the head with the most of it, at the row that predicts the value, averaged over samples."""
+    low: dict[str, float | None] = field(default_factory=dict)
+    """95 % bounds of `mass` over samples (Student's t); empty in files of version 1."""
+    high: dict[str, float | None] = field(default_factory=dict)
+    row_entropy: float | None = None
+    """Bits: the mean over rows, heads, layers and samples of the entropy of each row (SPEC A2)."""
+    mean_entropy: float | None = None
+    """Bits: the entropy of the distribution averaged over rows and heads; then the mean over layers and samples."""
+    sink: float | None = None
+    """What the first token and learned sinks take: the mean over rows, heads, layers and samples."""
+    effective_span: float | None = None
+    """Tokens, counted back from the query, that 90 % of a row lies in: the mean over rows, heads, layers and samples."""
+    retrieval: float | None = None
+    """Share of copying rows whose top key is the copied token, of the layer's head with the most (mean over layers)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpreadRow:
+    """Attention over positions (SPEC A3): the mean over samples, the layers of a kind, their heads and rows; smoothed."""
+
+    arm: str
+    seed: int
+    context_tokens: int
+    kind: str
+    n: int
+    """Samples."""
+    smoothed_tokens: int
+    """Width of the moving average."""
+    positions: tuple[int, ...]
+    """Where the values stand: at most 200 places, evenly over what the paper shows (without its first 10 tokens and
+    last 3 %)."""
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRow:
+    """A RULER task put in the words of the needles: one model, one length."""
+
+    arm: str
+    seed: int
+    task: str
+    """RULER's name of the task."""
+    context_tokens: int
+    n: int
+    """Answers asked for."""
+    hits: int
+    score: float
+    """0 … 100, as RULER has it."""
+    low: float
+    """95 % Wilson bounds of `score`."""
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossBin:
+    """Held-out text between two positions of a context."""
+
+    begin: int
+    end: int
+    loss: float
+    """Nats per token, the mean over windows."""
+    low: float
+    """95 % bounds over windows (Student's t)."""
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossRow:
+    """Loss on held-out text by position (SPEC T6): one model, windows of one length."""
+
+    arm: str
+    seed: int
+    context_tokens: int
+    n: int
+    """Windows."""
+    bins: tuple[LossBin, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostRow:
+    """What reading and going on takes, on one thread of the run's machine: the medians of `n` rounds in which all arms
+    take turns."""
+
+    arm: str
+    context_tokens: int
+    n: int
+    prefill_seconds: float
+    step_seconds: float
+    """One token behind a context of that length."""
+    training_step_seconds: float | None
+    """One step of the first stage's batch at its full row length; None where it was not timed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,6 +304,10 @@ class Results:
     trials: tuple[Trial, ...]
     differences: tuple[PairedDifference, ...]
     verdicts: tuple[Verdict, ...]
+    spreads: tuple[SpreadRow, ...] = ()
+    tasks: tuple[TaskRow, ...] = ()
+    losses: tuple[LossRow, ...] = ()
+    costs: tuple[CostRow, ...] = ()
     notes: tuple[str, ...] = ()
     """What a reader must know: seeds that did not learn, helps that were used, limits."""
 
@@ -235,9 +331,9 @@ class Results:
         except RecursionError:
             raise UserError(f"{path}: is no results file: it is nested too deeply. Restore it.") from None
         version = data.get("version") if isinstance(data, dict) else None
-        if version != VERSION:
+        if version not in READABLE:
             raise UserError(
-                f"{path}: is a results file of version {shown(version)}; this rnope reads version {VERSION}. "
+                f"{path}: is a results file of version {shown(version)}; this rnope reads versions 1 and {VERSION}. "
                 "Run `rnope compare` again into a fresh folder, or use the rnope that wrote it."
             )
         try:

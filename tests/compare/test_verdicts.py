@@ -213,3 +213,87 @@ def test_a_recipe_that_asks_at_no_common_length_can_still_be_judged(recipe):
     bare = recipe(("needles", "context_tokens", []), ("needles", "far_tokens", []))
     results = results_of(bare, {("rnope-swa", 0, 128): 1.0, ("rope", 0, 128): 1.0})
     assert {v.verdict for v in judge(bare, results)} <= {"not testable", "shown", "not shown"}
+
+
+def mass_row(arm, seed, length, kind, half=0.01, **values):
+    mass = {"begin": 0.1, "needle": 0.1, "context": 0.7, "qc": 0.1} | values
+    low, high = ({name: None if m is None else m + sign * half for name, m in mass.items()} for sign in (-1, 1))
+    return MassRow(
+        arm=arm, seed=seed, context_tokens=length, kind=kind, n=8, mass=mass, uniform={}, best_head_needle=0.5,
+        low=low, high=high, row_entropy=3.0,
+    )  # fmt: skip
+
+
+def judged(two, pattern, masses, shares_=None):
+    plain = two(("pairs", []), ("patterns", [pattern]))
+    results = results_of(plain, shares() if shares_ is None else shares_, masses)
+    return judge(plain, results)[0]
+
+
+@pytest.fixture
+def patterned(recipe):
+    return lambda *changes: recipe(("seeds", [0, 1]), ("needles", "context_tokens", list(LENGTHS)), *changes)
+
+
+ABOVE = {
+    "claim": "NoPE layers find it",
+    "a": {"arm": "rnope-swa", "kind": "nope", "of": "needle"},
+    "b": {"arm": "rope", "kind": "rope", "of": "needle"},
+}
+
+
+def test_a_quantity_lies_above_another_only_at_every_length_and_seed(patterned):
+    def masses(last):
+        rows = [mass_row("rope", seed, n, "rope", needle=0.2) for seed in (0, 1) for n in (128, 256)]
+        rows += [mass_row("rnope-swa", 0, n, "nope", needle=0.5) for n in (128, 256)]
+        return [
+            *rows,
+            mass_row("rnope-swa", 1, 128, "nope", needle=0.5),
+            mass_row("rnope-swa", 1, 256, "nope", needle=last),
+        ]
+
+    assert judged(patterned, ABOVE, masses(0.5)).verdict == "shown"
+    overlapping = judged(patterned, ABOVE, masses(0.215))  # 0.205 … against 0.21
+    assert overlapping.verdict == "not shown"
+    assert "seed 1 at 256: 0.215 against 0.2" in overlapping.because
+    assert judged(patterned, ABOVE, []).verdict == "not testable"
+
+
+def test_what_a_window_cannot_reach_and_models_that_did_not_learn_are_not_compared(patterned):
+    rows = [mass_row("rope", 0, 128, "rope", needle=0.2), mass_row("rnope-swa", 0, 128, "nope", needle=None)]
+    assert judged(patterned, ABOVE, rows).verdict == "not testable"
+    rows[1] = mass_row("rnope-swa", 0, 128, "nope", needle=0.5)
+    assert judged(patterned, ABOVE, rows).verdict == "shown"
+    failed = shares(rope=(0.5, 0.5, 0.5))
+    assert judged(patterned, ABOVE, rows, failed).verdict == "not testable"
+
+
+def test_a_quantity_falls_from_the_shortest_length_to_the_longest(patterned):
+    falls = {"claim": "falls", "a": {"arm": "rope", "kind": "rope", "of": "needle"}}
+
+    def verdict_of(last):
+        rows = [
+            mass_row("rope", seed, n, "rope", needle=v)
+            for seed in (0, 1)
+            for n, v in ((128, 0.3), (256, 0.9), (512, last))
+        ]
+        return judged(patterned, falls, rows).verdict
+
+    assert (verdict_of(0.27), verdict_of(0.29), verdict_of(0.4)) == ("shown", "not shown", "not shown")
+
+
+def test_scores_are_compared_without_the_gate_from_the_trained_length_on(patterned):
+    scores = {"claim": "cannot", "a": {"arm": "rope", "of": "score"}, "b": {"arm": "rnope-swa", "of": "score"}}
+    found = judged(patterned, scores, [], shares(hybrid=(0.1, 0.1, 0.1), rope=(1.0, 0.9, 0.9)))
+    assert found.verdict == "shown" and found.arms == ()
+    assert found.because.count("seed") == 2 * len(LENGTHS)
+
+
+def test_two_arms_are_alike_only_when_the_whole_interval_is_within_the_margin(recipe):
+    def found(hybrid):
+        pairs = [{"a": "rnope-swa", "b": "rope", "claim": "alike", "margin": 0.5}]
+        plain = recipe(("pairs", pairs), ("seeds", [0, 1]), ("needles", "context_tokens", list(LENGTHS)))
+        return verdict(plain, results_of(plain, shares(hybrid=hybrid, rope=(1.0, 1.0, 1.0))), "alike")[0]
+
+    assert found((1.0, 1.0, 1.0)) == "shown"
+    assert found((1.0, 1.0, 0.9)) == "not shown"

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from rnope.compare.plan import PRIMARY, longer
-from rnope.config import Recipe
+from rnope.config import Pair, Pattern, Quantity, Recipe
 from rnope.model.accounting import cache_bytes
 from rnope.report.gate import THRESHOLD, Gate
-from rnope.results import NeedleRow, PairedDifference, Results, Verdict
+from rnope.results import SEGMENTS, NeedleRow, PairedDifference, Results, Verdict
 
 RESAMPLES = 10_000
 
@@ -57,7 +57,8 @@ def judge(recipe: Recipe, results: Results) -> tuple[Verdict, ...]:
     """All claims of the recipe."""
     far, baseline, gate = recipe.needles.far_arms, recipe.baseline, Gate(results)
     return (
-        *(_pair(gate, pair.a, pair.b, pair.claim) for pair in recipe.pairs),
+        *(_pair(gate, pair) for pair in recipe.pairs),
+        *(_pattern(gate, pattern) for pattern in recipe.patterns),
         *(_holds(recipe, gate, name, recipe.needles.context_tokens) for name in far if recipe.needles.context_tokens),
         *(_holds(recipe, gate, name, recipe.needles.far_tokens) for name in far if recipe.needles.far_tokens),
         *(_needle_mass(gate, name, baseline) for name in far if recipe.attention_tokens),
@@ -70,11 +71,13 @@ def _verdict(claim: str, rule: str, arms: tuple[str, ...], holds: bool | None, b
     return Verdict(claim=claim, rule=rule, verdict=verdict, because=because, arms=arms)
 
 
-def _pair(gate: Gate, a: str, b: str, claim: str) -> Verdict:
+def _pair(gate: Gate, pair: Pair) -> Verdict:
+    a, b, claim = pair.a, pair.b, pair.claim
     multiples = " and ".join(f"{m}×" for m in PRIMARY)
+    where = "above 0" if pair.margin is None else f"within ±{pair.margin:g}"
     rule = (
         f"At {multiples} the longer trained length, the 95 % interval of the paired difference ({a} minus {b}) lies "
-        "above 0 at every seed at which both sides learned the task."
+        f"{where} at every seed at which both sides learned the task."
     )
     seeds = gate.shared(a, b)
     found = [d for d in gate.results.differences if (d.a, d.b) == (a, b) and d.seed in seeds and d.multiple in PRIMARY]
@@ -85,7 +88,72 @@ def _pair(gate: Gate, a: str, b: str, claim: str) -> Verdict:
     said = "; ".join(
         f"seed {d.seed} at {d.multiple}×: {d.difference:+.2f} ({d.low:+.2f} … {d.high:+.2f})" for d in found
     )
-    return _verdict(claim, rule, (a, b), all(d.low > 0 for d in found), said)
+    margin = pair.margin
+    held = [d.low > 0 if margin is None else -margin < d.low and d.high < margin for d in found]
+    return _verdict(claim, rule, (a, b), all(held), said)
+
+
+Bounded = tuple[float, float, float]
+"""A value and its 95 % bounds; the value itself where none are known."""
+
+
+def _pattern(gate: Gate, pattern: Pattern) -> Verdict:
+    a, b = pattern.a, pattern.b
+    if b is None:
+        rule = f"{a}: at the longest length below the shortest, the 95 % intervals apart, at every seed that learned the task."
+        arms: tuple[str, ...] = (a.arm,)
+        found = [
+            (f"seed {seed}", values[max(values)], values[min(values)])
+            for seed in _seeds(gate, a)
+            if len(values := _measured(gate, a, seed)) > 1
+        ]
+        pairs = [(where, first, last) for where, last, first in found]
+    else:
+        rule = f"{a} above {b} at every length, the 95 % intervals apart, at every seed that both have and learned the task."
+        arms = tuple(dict.fromkeys((a.arm, b.arm)))
+        pairs = []
+        for seed in sorted({*_seeds(gate, a)} & {*_seeds(gate, b)}):
+            one, other = _measured(gate, a, seed), _measured(gate, b, seed)
+            pairs += [
+                (f"seed {seed} at {n:,}" if n else f"seed {seed}", one[n], other[n]) for n in sorted({*one} & {*other})
+            ]
+    gated = () if a.of == "score" else arms
+    if not pairs:
+        return _verdict(
+            pattern.claim, rule, gated, None, "it was not measured on both sides of a model that learned the task"
+        )
+    sign = ">" if all(high[1] > low[2] for _, high, low in pairs) else "against"
+    said = "; ".join(f"{where}: {high[0]:.4g} {sign} {low[0]:.4g}" for where, high, low in pairs)
+    return _verdict(pattern.claim, rule, gated, sign == ">", said)
+
+
+def _seeds(gate: Gate, q: Quantity) -> list[int]:
+    """Seeds that may be judged. Scores at the trained length are what the gate itself asks for, so they need none."""
+    if q.of == "score":
+        return sorted({m.seed for m in gate.results.models if m.arm == q.arm})
+    return sorted(gate.seeds(q.arm))
+
+
+def _measured(gate: Gate, q: Quantity, seed: int) -> dict[int, Bounded]:
+    """Length in tokens -> `q`; length 0 for what has none."""
+    results = gate.results
+    if q.of == "score":
+        rows = [r for r in results.needles if (r.arm, r.seed, r.row) == (q.arm, seed, "standard")]
+        trained = max((m.trained_tokens for m in results.models if m.arm == q.arm), default=0)
+        return {r.context_tokens: (r.score, r.low, r.high) for r in rows if r.context_tokens >= trained}
+    if q.of == "validation":
+        (model,) = (m for m in results.models if (m.arm, m.seed) == (q.arm, seed))
+        loss = model.stages[-1].validation["all"]
+        return {0: (loss, loss, loss)}
+    found: dict[int, Bounded] = {}
+    for row in results.attention:
+        if (row.arm, row.seed, row.kind) != (q.arm, seed, q.kind):
+            continue
+        value = row.mass[q.of] if q.of in SEGMENTS else getattr(row, q.of)
+        if value is not None:
+            low, high = (bounds.get(q.of) for bounds in (row.low, row.high))
+            found[row.context_tokens] = (value, value if low is None else low, value if high is None else high)
+    return found
 
 
 def _holds(recipe: Recipe, gate: Gate, arm: str, lengths: Sequence[int]) -> Verdict:

@@ -3,6 +3,6 @@
 No torch, and no files (`rnope.recipes` reads those).
 """
 
-from rnope.config.comparison import Arm, Needles, Optimizer, Pair, Recipe, Setting, Stage, Sweep
+from rnope.config.comparison import Arm, Needles, Optimizer, Pair, Pattern, Quantity, Recipe, Setting, Stage, Sweep
 
-__all__ = ["Arm", "Needles", "Optimizer", "Pair", "Recipe", "Setting", "Stage", "Sweep"]
+__all__ = ["Arm", "Needles", "Optimizer", "Pair", "Pattern", "Quantity", "Recipe", "Setting", "Stage", "Sweep"]

@@ -260,6 +260,52 @@ class Pair:
     b: str
     claim: str
     """In one sentence, which the report prints beside its verdict."""
+    margin: float | None = None
+    """Given: not that `a` is better is claimed, but that the two differ by less than this, of 10."""
+
+    def __post_init__(self) -> None:
+        ok = self.margin is None or 0 < self.margin <= 10
+        check("margin", self.margin, ok, "must lie in 0 … 10", "0.5 is a twentieth of the scale.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantity:
+    """Something measured of an arm, at every length at which it was."""
+
+    arm: str
+    of: Literal[
+        "begin",
+        "needle",
+        "context",
+        "qc",
+        "row_entropy",
+        "mean_entropy",
+        "effective_span",
+        "sink",
+        "score",
+        "validation",
+    ]
+    """A segment's attention mass, another measure of attention, the needles' score, or the validation loss."""
+    kind: str = ""
+    """Of attention: a `LayerSpec.kind`."""
+
+    def __post_init__(self) -> None:
+        attention = self.of not in ("score", "validation")
+        rule = "names a kind of layer where attention is meant, and nothing elsewhere"
+        check("kind", self.kind, bool(self.kind) == attention, rule, 'Write kind = "nope".')
+
+    def __str__(self) -> str:
+        return f"{self.of} of {self.arm}" + (f" ({self.kind} layers)" if self.kind else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pattern:
+    """A claim on what was measured inside: one quantity above another, or falling with length."""
+
+    claim: str
+    a: Quantity
+    b: Quantity | None = None
+    """What lies below `a` at every length; None: `a` falls from the shortest length to the longest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,6 +328,7 @@ class Recipe:
     baseline: str
     """The arm that cost and attention are set against."""
     pairs: tuple[Pair, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
     scale: dict[str, dict[str, str]] = field(default_factory=dict)
     """How the paper's sizes were mapped: what -> ``paper`` and ``here``; printed as it stands."""
 
@@ -299,6 +346,8 @@ class Recipe:
         for i, pair in enumerate(self.pairs):
             named += [(f"pairs[{i}].a", pair.a), (f"pairs[{i}].b", pair.b)]
             check(f"pairs[{i}].b", pair.b, pair.a != pair.b, "an arm is not judged against itself", "Name another.")
+        for i, pattern in enumerate(self.patterns):
+            named += [(f"patterns[{i}].{at}.arm", q.arm) for at, q in (("a", pattern.a), ("b", pattern.b)) if q]
         for where, name in named:
             if name not in names:
                 raise unknown(where, name, "arm", names)

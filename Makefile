@@ -15,13 +15,18 @@ export PYTHONPATH := src
 endif
 RUN := $(PY) -m rnope
 
-.PHONY: demo fair test test-slow test-gpu bench bench-gpu lint clean
+.PHONY: demo fair h200 test test-slow test-gpu bench bench-gpu lint clean
 
 demo: $(READY)  ## the comparison on two CPU cores, about ten minutes
 	$(RUN) compare cpu-demo --out $(OUT)/cpu-demo
 
 fair: $(READY)  ## every variant, three seeds, swept alike: about an hour
 	$(RUN) compare cpu-fair --out $(OUT)/cpu-fair
+
+# On one GPU, in parts of at most ten minutes: run it again until it has written its page (three times on an H200).
+MINUTES ?= 8
+h200: $(READY)  ## make h200 CORPUS=text.jsonl.gz; SYSTEM_TORCH=1 where its torch is the right one
+	$(RUN) compare h200 --corpus $(CORPUS) --out $(OUT)/h200 --minutes $(MINUTES)
 
 lint: $(READY)
 	$(PY) -m ruff check src tests benchmarks

@@ -34,12 +34,15 @@ ALLOWED = {
         "errors", "strict", "files", "units", "commands", "config", "results", "tokenizer", "model", "hf", "generate",
         "data", "report", "rnope",
     },
-    "analysis": {"results", "kernels", "model", "data", "evals"},
+    "analysis": {
+        "errors", "strict", "files", "units", "results", "tokenizer", "kernels", "model", "hf", "generate", "data",
+        "evals", "report",
+    },
     "report": {"files", "results", "units"},
     "complete": {"errors", "tokenizer", "kernels", "model", "generate", "hf", "units"},
     "compare": {
-        "errors", "strict", "files", "workers", "spec", "config", "results", "model", "hf", "data", "evals",
-        "analysis", "report", "rnope",
+        "errors", "strict", "files", "workers", "spec", "config", "results", "tokenizer", "kernels", "model", "hf",
+        "generate", "data", "parallel", "evals", "analysis", "report", "rnope",
     },
     "bench": {
         "errors", "commands", "config", "parallel", "train", "files", "units", "spec", "kernels", "model", "hf", "generate",
@@ -47,7 +50,7 @@ ALLOWED = {
     },
     "cli": {
         "errors", "commands", "data", "train", "spec", "recipes", "results", "report", "compare", "bench", "complete",
-        "evals", "generate", "hf", "tokenizer",
+        "evals", "analysis", "generate", "hf", "tokenizer",
         "rnope",
     },
     "testing": {"spec", "model", "recipes", "data", "parallel", "tokenizer", "train"},
@@ -62,6 +65,8 @@ WITHOUT_TORCH = [
     "rnope.evals.command", "rnope.evals.results", "rnope.evals.suite", "rnope.evals.store", "rnope.evals.run",
     "rnope.evals.plan", "rnope.evals.page", "rnope.evals.niah.suite", "rnope.evals.ruler.suite",
     "rnope.evals.perplexity.suite", "rnope.evals.standard.suite",
+    "rnope.evals.options", "rnope.analysis", "rnope.analysis.command", "rnope.analysis.results",
+    "rnope.analysis.room", "rnope.analysis.page",
     "rnope.train.plan", "rnope.train.preview", "rnope.train.command", "rnope.hf.mapping", "rnope.hf.card",
 ]  # fmt: skip
 

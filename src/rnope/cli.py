@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rnope import __version__, recipes
+from rnope.analysis.command import analyze
 from rnope.bench.command import bench
 from rnope.commands import Group
 from rnope.data.command import data
@@ -46,10 +47,17 @@ def app() -> None:
               help="Processes, one thread each.")  # fmt: skip
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE",
               help="Change the recipe, for example stages.pretrain.steps=100. May be repeated.")  # fmt: skip
+@click.option("--shard", "shards", multiple=True, metavar="ARM[:SEED]", help="Do only this part, at one seed or at all of "
+              "its seeds, and write no results. May be repeated; --dry-run lists them.")  # fmt: skip
+@click.option("--merge", multiple=True, metavar="FOLDER", type=click.Path(path_type=Path), help="First take over the "
+              "finished work of another run's --out, where this one has none. May be repeated.")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Begin nothing after so many minutes and stop "
+              "trainings at a checkpoint: what is left is said, the exit code is 0, and the same command goes on.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the resolved plan (layers, stages, tokens, FLOPs, time) and stop.")
 def compare(
-    recipe: str, out: Path | None, corpus: str | None, workers: int, changes: tuple[str, ...], dry_run: bool
-) -> None:
+    recipe: str, out: Path | None, corpus: str | None, workers: int, changes: tuple[str, ...], shards: tuple[str, ...],
+    merge: tuple[Path, ...], minutes: float | None, dry_run: bool,
+) -> None:  # fmt: skip
     resolved = recipes.load(recipe, changes)
     if dry_run:
         from rnope.compare.preview import preview
@@ -60,8 +68,12 @@ def compare(
 
     folder = out or Path("out") / resolved.name
     command = shlex.join(["rnope", *sys.argv[1:]])
-    run(resolved, corpus=corpus, out=folder, workers=workers, console=console, command=command)
-    click.echo(folder / "report.html")
+    results = run(
+        resolved, corpus=corpus, out=folder, workers=workers, console=console, command=command, shards=shards,
+        merge=merge, minutes=minutes,
+    )  # fmt: skip
+    if results is not None:
+        click.echo(folder / "report.html")
 
 
 @app.command()
@@ -194,7 +206,7 @@ def _reading(tokens: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-for command in (bench, data, evaluation, train):
+for command in (analyze, bench, data, evaluation, train):
     app.add_command(command)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rnope.errors import ConfigError, UserError, shown
+from rnope.errors import ConfigError, UserError, check, shown
 from rnope.files import write_text
 from rnope.strict import from_plain, to_plain
 
@@ -137,7 +137,7 @@ class MassRow:
     seed: int
     context_tokens: int
     kind: str
-    """A `LayerSpec.kind`, for example ``nope`` or ``rope-window``."""
+    """``nope``, ``rope``, ``nope-window`` or ``rope-window``; in files of version 1 also with ``+qk-norm``."""
     n: int
     """Samples."""
     mass: dict[str, float | None]
@@ -147,14 +147,16 @@ class MassRow:
     best_head_needle: float
     """Needle mass of the head with the most of it, at the row that predicts the value, averaged over samples."""
     low: dict[str, float | None] = field(default_factory=dict)
-    """95 % bounds of `mass` over samples (Student's t); empty in files of version 1."""
+    """95 % bounds over samples (Student's t) of `mass`, and by their names of the measures below but for `retrieval`; empty in
+    files of version 1."""
     high: dict[str, float | None] = field(default_factory=dict)
     row_entropy: float | None = None
     """Bits: the mean over rows, heads, layers and samples of the entropy of each row (SPEC A2)."""
     mean_entropy: float | None = None
     """Bits: the entropy of the distribution averaged over rows and heads; then the mean over layers and samples."""
     sink: float | None = None
-    """What the first token and learned sinks take: the mean over rows, heads, layers and samples."""
+    """What the first token and learned sinks take: the mean over rows, heads, layers and samples. None where the window
+    cannot reach it."""
     effective_span: float | None = None
     """Tokens, counted back from the query, that 90 % of a row lies in: the mean over rows, heads, layers and samples."""
     retrieval: float | None = None
@@ -174,7 +176,7 @@ class SpreadRow:
     smoothed_tokens: int
     """Width of the moving average."""
     positions: tuple[int, ...]
-    """Where the values stand: at most 200 places, evenly over what the paper shows (without its first 10 tokens and
+    """Where the values stand: at most 80 places, evenly over what the paper shows (without its first 10 tokens and
     last 3 %)."""
     values: tuple[float, ...]
 
@@ -313,7 +315,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write beside and rename."""
-        write_text(path, json.dumps(to_plain(self), ensure_ascii=False, separators=(",", ":")))
+        write_text(path, json.dumps(_as_columns(to_plain(self)), ensure_ascii=False, separators=(",", ":")))
 
     @classmethod
     def load(cls, path: Path) -> "Results":
@@ -337,6 +339,39 @@ class Results:
                 "Run `rnope compare` again into a fresh folder, or use the rnope that wrote it."
             )
         try:
-            return from_plain(cls, data)
+            return from_plain(cls, _as_rows(data))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.field}", error.value, error.rule, error.remedy) from None
+        except RecursionError:
+            raise UserError(f"{path}: is no results file: it is nested too deeply. Restore it.") from None
+
+
+def _as_columns(value: Any) -> Any:
+    """`value` with every list of two or more tables of the same keys as ``{"columns": keys, "rows": [[…], …]}``, so that
+    names are written once."""
+    if isinstance(value, dict):
+        return {key: _as_columns(item) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    items = [_as_columns(item) for item in value]
+    keys = list(value[0]) if value and isinstance(value[0], dict) else []
+    if len(items) < 2 or not keys or any(not isinstance(item, dict) or list(item) != keys for item in value):
+        return items
+    return {"columns": keys, "rows": [[item[key] for key in keys] for item in items]}
+
+
+def _as_rows(value: Any) -> Any:
+    """The other way; lists of tables stay what they are."""
+    if isinstance(value, list):
+        return [_as_rows(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    columns, rows = value.get("columns"), value.get("rows")
+    if len(value) == 2 and isinstance(columns, list) and isinstance(rows, list):
+        for row in rows:
+            fits = isinstance(row, list) and len(row) == len(columns)
+            check(
+                "rows", row, fits, f"must be lists of {len(columns)}, one for each of the columns", "Restore the file."
+            )
+        return [dict(zip(map(str, columns), map(_as_rows, row), strict=True)) for row in rows]
+    return {key: _as_rows(item) for key, item in value.items()}

@@ -22,6 +22,8 @@ seeds = [0]
 baseline = "rope"
 attention_tokens = [128, 256]
 attention_samples = 2
+tasks = { context_tokens = [256], answers = 6, far_tokens = [512], far_answers = 2 }
+losses = { context_tokens = [64], windows = 3 }
 
 [model]
 width = 16

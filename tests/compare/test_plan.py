@@ -7,13 +7,16 @@ import pytest
 
 from rnope import recipes
 from rnope.compare import work
-from rnope.compare.plan import arm_jobs, ask_job, sweep_jobs, sweep_key, training_jobs
+from rnope.compare.plan import arm_jobs, ask_job, clock_job, sweep_jobs, sweep_key, training_jobs
 from rnope.compare.preview import describe, preview
 from rnope.compare.run import chosen_settings
 from rnope.config import Setting
 from rnope.data.needles import WORDS, Haystack, NeedleTask
+from rnope.errors import ConfigError
 from rnope.evals.needles import Prompts
 from rnope.tokenizer import Tokenizer
+
+TIMED = ("costs", "context_tokens", [64])
 
 
 def plan(recipe, data="d", setting=None):
@@ -85,6 +88,59 @@ def test_what_changes_no_weight_changes_no_id(recipe, change):
     before, after = plan(recipe()), plan(recipe(change))
     assert training_ids(before)["rope"] == training_ids(after)["rope"]
     assert [job.id for job in before["rope"].questions] == [job.id for job in after["rope"].questions]
+
+
+def test_ids_of_finished_work_stay_what_they_are():
+    """Of recipe cpu-full on the default corpus: what has been trained and asked must be found again."""
+    full, data = recipes.load("cpu-full"), "afb996f0bd5eeb02-1024"
+    first = sweep_jobs(full, data)[0]
+    assert (first.train.id, first.ask.id) == ("pretrain-rope-seed100-538f101f58", "dev-standard-256-b58d123ce2")
+    found = {}
+    for name in ("rnope-swa", "rope-tuned"):
+        arm = next(arm for arm in full.arms if arm.name == name)
+        training = training_jobs(full, arm, 0, full.sweep.settings[0], data)
+        ask = ask_job(full, arm, 0, training[-1].id, "standard", 4096)
+        found[name] = [job.id for job in (*training, ask)]
+    assert found == {
+        "rnope-swa": ["pretrain-rnope-swa-seed0-af32467763", "eval-standard-4096-d481525c95"],
+        "rope-tuned": [
+            "pretrain-rope-seed0-07ac8ee80a", "finetune-rope-seed0-8b19962dd1", "eval-standard-4096-38b8d3c787",
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        (("attention_samples", 3), {"look"}),
+        (("tasks", "answers", 7), {"tasks-256"}),
+        (("tasks", "far_answers", 3), {"tasks-512"}),
+        (("tasks", "names", ["niah_single_1"]), {"tasks-256", "tasks-512"}),
+        (("losses", "windows", 4), {"loss"}),
+        (("needles", "seed", 1), {"eval", "look", "tasks"}),
+    ],
+)
+def test_other_measurements_are_other_jobs_of_the_same_training(recipe, change, kinds):
+    before, after = (plan(made)["rope"] for made in (recipe(), recipe(change)))
+    assert before.training == after.training or [j.id for j in before.training] == [j.id for j in after.training]
+    old, new = ({job.id for job in jobs.questions} for jobs in (before, after))
+    assert len(old) == len(new)
+    assert old ^ new == {i for i in old ^ new if i.startswith(tuple(kinds))}
+    assert all({i for i in old if i.startswith(kind)}.isdisjoint(new) for kind in kinds)
+
+
+def test_arms_that_differ_in_theta_alone_share_their_times(recipe):
+    matched = {"variant": "rope", "summary": "θ 120", "stages": ["pretrain"], "model": {"theta": 120.0}}
+    job = clock_job(recipe(TIMED, ("arms", "rope-matched", matched)))
+    assert [layout.arms for layout in job.work.layouts] == [
+        ("rope", "rope-extended", "rope-matched"), ("rnope-swa",), ("swa-rope",),
+    ]  # fmt: skip
+    assert job.units == 9 and job.needs is None and job.work.context_tokens == (64,)
+    assert clock_job(recipe()) is None
+    ids = {clock_job(recipe(TIMED, c)).id for c in [("name", "x"), ("costs", "rounds", 2), ("model", "width", 32)]}
+    assert len({*ids, job.id}) == 3, "the name counts for nothing, what is timed does"
+    with pytest.raises(ConfigError, match="times are taken on a processor"):
+        recipe(TIMED, ("execution", "device", "cuda"))
 
 
 @pytest.mark.parametrize("change", [("depths", 5), ("contexts", 3), ("seed", 1)])
@@ -200,9 +256,9 @@ def test_a_preview_says_what_would_be_done(recipe):
     for arm in made.arms:
         assert arm.name in text and arm.summary in text
     assert "θ 1,000,000" in text and "24 steps of 128 tokens" in text and "1× is 256 tokens" in text
-    assert (
-        f"comparison: {len({j.id for jobs in plan(made).values() for j in (*jobs.training, *jobs.questions)})} jobs"
-        in text
-    )
+    jobs = {j.id for jobs in plan(made).values() for j in (*jobs.training, *jobs.questions)}
+    assert f"comparison: {len(jobs)} jobs" in text
+    assert f"comparison: {len(jobs) + 1} jobs" in preview(recipe(TIMED)), "and the times"
+    assert "shards (--shard)" in text and all(f"{arm.name}:0 about " in text for arm in made.arms)
     assert "3.75 GiB" not in text and recipes.shipped()
     assert "8,028,033,024 parameters" in describe("rope", "8b")

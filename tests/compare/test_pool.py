@@ -13,7 +13,9 @@ from rnope.data.prepare import Prepared
 from rnope.files import write_text
 
 
-@pytest.mark.parametrize(("text", "found"), [('{"score": 1}', True), ('{"sco', False), ("", False), (None, False)])
+@pytest.mark.parametrize(
+    ("text", "found"), [('{"score": 1}', True), ("3", False), ('{"sco', False), ("", False), (None, False)]
+)
 def test_a_damaged_result_counts_as_not_done(tmp_path, text, found):
     recipe = recipes.load("cpu-demo")
     settings = {sweep_key(recipe, arm): recipe.sweep.settings[0] for arm in recipe.arms}
@@ -22,4 +24,4 @@ def test_a_damaged_result_counts_as_not_done(tmp_path, text, found):
     pool = Pool(place, workers=1, console=Console(file=io.StringIO()))
     if text is not None:
         write_text(tmp_path / "jobs" / f"{job.id}.json", text)
-    assert pool._found(job) is found and (job.id in pool.results) is found
+    assert (job.id not in pool.left([job])) is found and (job.id in pool.results) is found

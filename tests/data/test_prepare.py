@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import rnope.data.prepare as prepare_module
 from rnope.data.corpus import read_corpus
 from rnope.data.prepare import SPLITS, prepare
 from rnope.errors import ConfigError
@@ -67,6 +68,20 @@ def test_the_tokenizer_learns_from_the_training_split_alone(corpus, folder, monk
     monkeypatch.setattr(Tokenizer, "train", lambda texts, **options: seen.extend(texts) or train(texts, **options))
     made(corpus, folder)
     assert seen == [d.text for d in read_corpus(corpus) if d.split == "train"]
+
+
+def test_of_a_large_corpus_it_learns_from_every_nth_document_and_tokens_stay_those_of_the_documents(
+    corpus, folder, monkeypatch
+):
+    seen = []
+    train = Tokenizer.train
+    monkeypatch.setattr(Tokenizer, "train", lambda texts, **options: seen.extend(texts) or train(texts, **options))
+    held = [d.text for d in read_corpus(corpus) if d.split == "train"]
+    monkeypatch.setattr(prepare_module, "TOKENIZER_CHARACTERS", sum(map(len, held)) * 2 // 5)
+    monkeypatch.setattr(prepare_module, "_ENCODED_CHARACTERS", 1000)  # three documents at a time, and some left over
+    data = made(corpus, folder)
+    assert seen == held[::3]
+    assert [data.tokenizer().decode(ids.tolist()) for ids in data.documents("train")] == held
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), RuntimeError])

@@ -38,6 +38,8 @@ def prompts(task):
 class Oracle:
     """Answers a question by the fact that stands before it; knows nothing else. Called as a `Decoder` is."""
 
+    embedding = torch.nn.Embedding(1, 1)  # says the device
+
     def __init__(self, task, wrong_at=()):
         self.task, self.wrong_at, self.asked = task, wrong_at, []
 
@@ -136,6 +138,18 @@ def test_answers_are_the_most_likely_next_tokens(prompts, variant):
         expected.append([bool(hit) for hit in best == gold])
     assert 15 <= sum(map(sum, expected)) < 30
     assert answers(model, contexts) == expected
+
+
+@pytest.mark.parametrize("variant", ["rope", "rnope-swa", "swa-rope", "rnope-swa-full-first"])
+def test_rows_in_order_as_gpus_want_them_change_no_answer(prompts, variant):
+    model = tiny_model(variant, vocab_size=VOCAB)
+    contexts = [prompts.context("standard", 100, index) for index in range(5)]
+    ids, rows = np.stack([context.ids for context in contexts]), np.sort(contexts[0].rows)
+    with torch.inference_mode():
+        few, all_of_them = (needles.likeliest(model, ids, rows, in_order=ordered) for ordered in (False, True))
+        naive = model(torch.from_numpy(ids)).argmax(-1).numpy()[:, rows]
+    assert few.shape == (5, 6) and np.array_equal(few, naive) and np.array_equal(all_of_them, naive)
+    assert len(np.unique(naive)) > 5
 
 
 def test_batches_change_no_answer(task, prompts, monkeypatch):

@@ -206,7 +206,7 @@ def test_each_shipped_recipe_is_whole_and_goes_there_and_back(name):
 
 def test_each_kind_lists_its_own():
     assert recipes.shipped("training") == ["cpu-train", "paper-ablation", "paper-main"]
-    assert recipes.shipped() == recipes.shipped("comparison") == ["cpu-demo", "cpu-fair"]
+    assert recipes.shipped() == recipes.shipped("comparison") == ["cpu-demo", "cpu-fair", "cpu-full", "h200"]
 
 
 def test_a_recipe_of_the_other_kind_names_the_command_that_takes_it(small):

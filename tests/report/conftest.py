@@ -2,21 +2,28 @@
 
 import math
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from rnope.report import write_report
+from rnope.report import draw, write_report
 from rnope.results import (
     Cell,
+    CostRow,
+    LossBin,
+    LossRow,
     MassRow,
     Model,
     NeedleRow,
     PairedDifference,
     Point,
     Results,
+    SpreadRow,
     StageRun,
+    TaskRow,
     Trial,
     Verdict,
     wilson,
@@ -125,13 +132,51 @@ def _masses(arm: str, seed: int) -> list[MassRow]:
             rows.append(MassRow(
                 arm=arm, seed=seed, context_tokens=length, kind=kind, n=16, mass=mass, uniform=uniform,
                 best_head_needle=0.0 if kind == "rope-window" else min(1.0, 2 * needle + 0.01 * seed),
+                low={s: None if v is None else 0.9 * v for s, v in mass.items()},
+                high={s: None if v is None else 1.1 * v for s, v in mass.items()},
+                row_entropy=2.5 + 0.25 * seed, mean_entropy=5.5, sink=0.01, effective_span=0.4 * length, retrieval=0.5,
             ))  # fmt: skip
     return rows
+
+
+def _spreads(masses: list[MassRow]) -> tuple[SpreadRow, ...]:
+    return tuple(
+        SpreadRow(
+            arm=r.arm, seed=r.seed, context_tokens=r.context_tokens, kind=r.kind, n=16, smoothed_tokens=3,
+            positions=(10, r.context_tokens // 2, r.context_tokens - 12),
+            values=(0.0 if r.kind == "rope-window" else 1e-3, r.mass["needle"] or 0.0, 0.02),
+        )
+        for r in masses
+    )  # fmt: skip
+
+
+def _tasks(models: list[Model]) -> tuple[TaskRow, ...]:
+    rows = []
+    for model in models:
+        for task, hits in (("niah_single_1", 90 - model.seed), ("niah_multikey_1", 60)):
+            for tokens in (256, 1024, 16384):
+                low, high = wilson(hits, 100)
+                rows.append(TaskRow(arm=model.arm, seed=model.seed, task=task, context_tokens=tokens, n=100, hits=hits,
+                                    score=float(hits), low=100 * low, high=100 * high))  # fmt: skip
+    return tuple(rows)
+
+
+def _losses(models: list[Model]) -> tuple[LossRow, ...]:
+    edges = (0, 64, 256, 1024, 4096)
+    bins = [(begin, end, 5.0 - math.log2(end) / 20) for begin, end in pairwise(edges)]
+    return tuple(
+        LossRow(
+            arm=m.arm, seed=m.seed, context_tokens=4096, n=16,
+            bins=tuple(LossBin(begin=a, end=b, loss=v + m.seed / 8, low=v - 0.1, high=v + 0.3) for a, b, v in bins),
+        )
+        for m in models
+    )  # fmt: skip
 
 
 def synthesised() -> Results:
     """Two seeds of four arms, all of which learned the task."""
     models = [_model(arm, seed) for arm in ARMS for seed in SEEDS]
+    masses = [row for arm in ARMS for seed in SEEDS for row in _masses(arm, seed)]
     needles: list[NeedleRow] = []
     for arm in ARMS:
         for seed in SEEDS:
@@ -165,7 +210,11 @@ def synthesised() -> Results:
         },
         arms=ARMS, models=tuple(models), learning=tuple(p for m in models for p in _learning(m)),
         needles=tuple(needles),
-        attention=tuple(row for arm in ARMS for seed in SEEDS for row in _masses(arm, seed)),
+        attention=tuple(masses), spreads=_spreads(masses), tasks=_tasks(models), losses=_losses(models),
+        costs=tuple(
+            CostRow(arm=arm, context_tokens=16384, n=3, prefill_seconds=3.25, step_seconds=0.0042, training_step_seconds=None)
+            for arm in ARMS
+        ),
         trials=tuple(
             Trial(arm=v, seed=100, setting=f"learning rate × {rate:g}", score=9.9 if rate < 2 else 1.3,
                   accuracy=0.98 if rate < 2 else 0.3, chosen=rate == 1.0,
@@ -205,6 +254,14 @@ def with_failure(results: Results, arm: str = "swa-rope", seed: int = 1, share: 
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_figures() -> Iterator[None]:
+    """Figures as the page has them, of fewer dots, for the time it takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw, "DPI", 80)
+        yield
+
+
 @pytest.fixture(scope="session")
 def results() -> Results:
     return synthesised()
@@ -215,6 +272,11 @@ def report(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     write_report(results, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def failing() -> Callable[..., Results]:
+    return with_failure
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,7 @@ def test_a_verdict_without_a_competent_seed_is_not_testable(failed: Results) -> 
 def test_nobody_learned(failed: Results) -> None:
     nobody = replace(failed, needles=tuple(replace(r, hits=1) for r in failed.needles))
     drawn = figures.draw_all(Gate(nobody))
-    assert set(drawn) == {"learning", "not-learned", "cost"}
+    assert set(drawn) == {"learning", "not-learned", "loss", "cost"}  # losses up to the trained length
     page, markdown = render(Gate(nobody), drawn)
     for text in (page, markdown):
         assert "No model learned the task" in text and "0 of 2 seeds learned" in text

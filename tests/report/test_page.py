@@ -12,7 +12,15 @@ from rnope.report.gate import Gate
 from rnope.report.page import markdown_text, render
 from rnope.results import Results
 
+WHEN_ALL_LEARNED = ("score", "heat", "learning", "attention", "spread", "spread-kinds", "loss", "cost")
 VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+def without_version_2(results: Results) -> Results:
+    """As a file of version 1 has it."""
+    plain = [replace(r, low={}, high={}, row_entropy=None, mean_entropy=None, sink=None, effective_span=None, retrieval=None)
+             for r in results.attention]  # fmt: skip
+    return replace(results, version=1, attention=tuple(plain), spreads=(), tasks=(), losses=(), costs=())
 
 
 class Balance(HTMLParser):
@@ -61,16 +69,17 @@ def test_html_is_well_formed_and_loads_nothing(fixture: str, request: pytest.Fix
 
 def test_the_figures_of_the_markdown_exist(report: Path) -> None:
     named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (report / "report.md").read_text(encoding="utf-8"))
-    assert set(named) == {f"figures/{name}.png" for name in ("score", "heat", "learning", "attention", "cost")}
+    assert set(named) == {f"figures/{name}.png" for name in WHEN_ALL_LEARNED}
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in named)
 
 
 def test_the_order_of_the_page(report: Path) -> None:
     titles = re.findall(r"^## (.+)$", (report / "report.md").read_text(encoding="utf-8"), re.M)
     assert titles == [
-        "Claims and verdicts", "Score against context length", "Needle by depth and length", "Controls and unseen keys",
-        "Learning curves, and who learned", "Attention mass beside the paper's", "What each arm costs",
-        "Layers of each arm", "The paper's own long-context numbers", "Scale map", "How it was obtained",
+        "Claims and verdicts", "Tables 2 to 9, ours beside the paper's", "Score against context length",
+        "Needle by depth and length", "Controls and unseen keys", "Learning curves, and who learned",
+        "Attention mass beside the paper's", "Loss by position", "RULER's tasks", "What each arm costs",
+        "Layers of each arm", "The paper's raw scores and costs", "Scale map", "How it was obtained",
     ]  # fmt: skip
 
 
@@ -115,6 +124,10 @@ def test_strange_names_are_escaped(results: Results, tmp_path: Path) -> None:
         learning=tuple(replace(p, arm=named(p.arm)) for p in results.learning if p.arm in strange),
         needles=tuple(replace(r, arm=named(r.arm)) for r in results.needles if r.arm in strange),
         attention=tuple(replace(r, arm=named(r.arm)) for r in results.attention if r.arm in strange),
+        spreads=tuple(replace(r, arm=named(r.arm)) for r in results.spreads if r.arm in strange),
+        tasks=tuple(replace(r, arm=named(r.arm), task="<b> | $x$") for r in results.tasks if r.arm in strange),
+        losses=tuple(replace(r, arm=named(r.arm)) for r in results.losses if r.arm in strange),
+        costs=tuple(replace(r, arm=named(r.arm)) for r in results.costs if r.arm in strange),
         differences=tuple(replace(d, a=named(d.a), b=named(d.b)) for d in results.differences),
         notes=("<script>alert(1)</script>\n# not a heading",),
         provenance={"command": "</td></table><script src='http://evil.example/x.js'></script>"},
@@ -162,7 +175,7 @@ def test_sections_without_data_are_left_out(results: Results) -> None:
 
 def test_a_second_report_replaces_the_first_and_leaves_nothing_beside(results: Results, tmp_path: Path) -> None:
     curve = tuple(p for p in results.learning if (p.arm, p.seed) == ("rope", 0))
-    small = replace(results, models=(), needles=(), attention=(), differences=(), learning=curve)
+    small = replace(without_version_2(results), models=(), needles=(), attention=(), differences=(), learning=curve)
     (tmp_path / "figures").mkdir()
     for name in ("figures/learning.png", "report.html", "figures/score.png"):
         (tmp_path / name).write_bytes(b"of an earlier report")
@@ -172,3 +185,19 @@ def test_a_second_report_replaces_the_first_and_leaves_nothing_beside(results: R
     first = [path.read_bytes() for path in written]
     write_report(small, tmp_path)
     assert [path.read_bytes() for path in written] == first
+
+
+def test_a_file_of_version_1_gives_its_page(results: Results) -> None:
+    page, markdown = render(Gate(without_version_2(results)), {})
+    parsed(page)
+    for key in ("loss", "tasks"):
+        assert f'id="{key}"' not in page
+    assert "Table 8" in markdown and "effective span" not in markdown and "No task of RULER was asked" in markdown
+
+
+@pytest.mark.parametrize("name", ["cpu-demo", "cpu-fair"])
+def test_committed_results_give_their_page(name: str) -> None:
+    results = Results.load(Path(__file__).parents[2] / "benchmarks" / "results" / name / "results.json")
+    page, markdown = render(Gate(results), {})
+    parsed(page)
+    assert len(markdown.encode()) < 300_000

@@ -23,7 +23,7 @@ def test_round_trip(results: Results, tmp_path: Path) -> None:
 def test_another_version_is_refused(results: Results, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     dataclasses.replace(results, version=99).save(path)
-    with pytest.raises(UserError, match="version 99; this rnope reads version 1"):
+    with pytest.raises(UserError, match="version 99; this rnope reads versions 1 and 2"):
         Results.load(path)
 
 
@@ -41,7 +41,7 @@ def test_a_missing_file_and_an_unknown_key(results: Results, tmp_path: Path) -> 
     path = tmp_path / "results.json"
     results.save(path)
     data = json.loads(path.read_text(encoding="utf-8"))
-    data["needles"][0]["skore"] = 1
+    data["needles"]["columns"][data["needles"]["columns"].index("score")] = "skore"
     path.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"needles\[0\].*score"):
         Results.load(path)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rnope.analysis.rows import Captured, Rows, rows_by_group
+from rnope.errors import check
 
 Position = Literal["rope", "nope"]
 Take = Callable[[Captured], None]
@@ -31,7 +32,8 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """As `LayerSpec.kind`: ``nope``, ``rope``, ``nope-window``, ``rope-window``."""
+        """``nope``, ``rope``, ``nope-window`` or ``rope-window``: `LayerSpec.kind` without QK-Norm, which a model of
+        another house does not tell."""
         return self.position if self.window is None else f"{self.position}-window"
 
 
@@ -57,8 +59,9 @@ class Marks:
     """What measures know of a text beside its attention."""
 
     ids: Sequence[int]
-    spans: Mapping[str, tuple[int, int]]
-    """Name -> [begin, end) in tokens; disjoint, in order, and together the whole text (`rnope.analysis.spans`)."""
+    spans: Mapping[str, tuple[tuple[int, int], ...]]
+    """Name -> its stretches [begin, end) of tokens, in order; all of them disjoint, and together the whole text, what
+    is generated behind it included (`rnope.analysis.spans.segments`). Only ``context`` has more than one, or none."""
     copied: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """Position of a token -> where the token that should come *after* it stands in the needle: the row of that
     position copies from there."""
@@ -68,7 +71,7 @@ Measure = Callable[[Rows, Marks], Tensor]
 """From rows [h, r, k] to a value, or a vector of values, for each: [h, r] or [h, r, n]. NaN leaves a row out."""
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Reading:
     """One layer's measures of one text."""
 
@@ -88,7 +91,13 @@ def probe(
 
     Returns:
         a reading per layer, and the tokens generated behind the text (`new_tokens` of them; none by default).
+
+    Raises:
+        ConfigError: `rows_from` is no place of the text; or as the model's `read`.
     """
+    inside = type(rows_from) is int and 0 <= rows_from < len(marks.ids)
+    rule = f"must be a place in the text of {len(marks.ids):,} tokens"
+    check("rows_from", rows_from, inside, rule, "Give where question and completion begin.")
     sums = {layer.index: _Sums(layer) for layer in model.layers}
     new = model.read(
         marks.ids, rows_from=rows_from, new_tokens=new_tokens, take=lambda found: sums[found.layer].add(found, marks, measures)
@@ -118,6 +127,7 @@ class _Sums:
             for name, measure in measures.items():
                 parts[name].append(measure(rows, marks))
             self.distribution[captured.first_key : end] += rows.probabilities.sum((0, 1)).double().cpu()
+            del rows  # before the next are made: they may fill hundreds of megabytes
         for name, found in parts.items():
             values = torch.cat(found).double().cpu()  # h r ...
             known = ~values.isnan()

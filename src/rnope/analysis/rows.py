@@ -44,7 +44,8 @@ class Rows:
     """Attention of some queries of some heads of one layer."""
 
     probabilities: Tensor
-    """[h, r, k], float32. A row sums to 1, less what its learned sink takes; 0 where the query does not see the key."""
+    """[h, r, k], float32. A row sums to 1, less what its learned sink takes; 0 where the query does not see the key.
+    A query that sees no key has zeros."""
     positions: Tensor
     """[r], where the queries stand in the sequence."""
     first_key: int
@@ -61,51 +62,54 @@ class Rows:
 
 def rows_by_group(captured: Captured, *, block_keys: int = BLOCK_KEYS) -> Iterator[Rows]:
     """The rows of all heads, in the order of the heads, those that share a key-value head at a time."""
-    heads, groups = captured.queries.shape[0], captured.keys.shape[0]
-    size = heads // groups
+    groups = captured.keys.shape[0]
+    size = captured.queries.shape[0] // groups
     for group in range(groups):
-        mine = slice(group * size, (group + 1) * size)
-        probabilities, sink = _softmax_rows(captured, mine, captured.keys[group], block_keys)
-        yield Rows(
-            probabilities=probabilities, positions=captured.positions, first_key=captured.first_key, sink=sink
-        )  # fmt: skip
+        yield _rows(captured, group, slice(group * size, (group + 1) * size), block_keys)
 
 
-def _softmax_rows(captured: Captured, mine: slice, keys: Tensor, block_keys: int) -> tuple[Tensor, Tensor]:
-    """Probabilities [g, r, k] of the heads `mine` against their `keys` [k, d], and the sink's [g, r]."""
+def _rows(captured: Captured, group: int, mine: slice, block_keys: int) -> Rows:
+    """Of the heads `mine`, whose keys are those of `group`."""
+    keys = captured.keys[group]  # k d
     queries = captured.queries[mine].float() * captured.scale  # g r d
     g, r = queries.shape[:2]
     scores = queries.new_empty(g, r, len(keys))
     best = queries.new_full((g, r, 1), -torch.inf)
     total = queries.new_zeros(g, r, 1)
     if captured.sinks is not None:
-        best = captured.sinks[mine].to(queries).view(g, 1, 1).expand(g, r, 1).clone()
+        best = captured.sinks[mine].to(queries)[:, None, None].expand(g, r, 1)
         total += 1.0
     for start in range(0, len(keys), block_keys):
         block = slice(start, min(start + block_keys, len(keys)))
         part = torch.matmul(queries, keys[block].float().T)  # g r b
         if captured.softcap is not None:
-            part = captured.softcap * torch.tanh(part / captured.softcap)
-        part = _masked(part, captured, mine, block)
+            part.div_(captured.softcap).tanh_().mul_(captured.softcap)
+        _mask(part, captured, mine, block)
         scores[..., block] = part
         above = torch.maximum(best, part.amax(-1, keepdim=True))
         finite = above.clamp_min(torch.finfo(torch.float32).min)  # a row that has seen nothing yet
-        total = total * (best - finite).exp() + (part - finite).exp().sum(-1, keepdim=True)
+        total = total * (best - finite).exp() + (part - finite).exp_().sum(-1, keepdim=True)
         best = above
-    lse = best + total.log()
-    sink = torch.zeros(g, r, device=scores.device)
+    lse = torch.where(total > 0, best + total.log(), 0.0)  # a row that sees nothing is all -inf: it becomes zeros
+    sink = torch.zeros_like(lse[..., 0])
     if captured.sinks is not None:
-        sink = (captured.sinks[mine].to(lse).view(g, 1) - lse[..., 0]).exp()
-    return scores.sub_(lse).exp_(), sink
+        sink = (captured.sinks[mine].to(lse)[:, None] - lse[..., 0]).exp()
+    return Rows(
+        probabilities=scores.sub_(lse).exp_(), positions=captured.positions, first_key=captured.first_key, sink=sink
+    )
 
 
-def _masked(part: Tensor, captured: Captured, mine: slice, block: slice) -> Tensor:
-    """Scores [g, r, b] of the keys `block`, -inf (or what the mask adds) where they are not seen."""
+def _mask(part: Tensor, captured: Captured, mine: slice, block: slice) -> None:
+    """Put -inf (or add what the mask has) where the scores `part` [g, r, b] are of keys that are not seen."""
     mask = captured.mask
     if mask is None:
         places = torch.arange(block.start, block.stop, device=part.device) + captured.first_key
         behind = captured.positions.to(part.device)[:, None] - places  # r b
-        seen = behind >= 0 if captured.window is None else (behind >= 0) & (behind < captured.window)
-        return part.masked_fill(~seen, -torch.inf)
+        hidden = behind < 0 if captured.window is None else (behind < 0) | (behind >= captured.window)
+        part.masked_fill_(hidden, -torch.inf)
+        return
     mask = (mask[mine] if mask.dim() == 3 and mask.shape[0] > 1 else mask)[..., block]
-    return part.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else part + mask.float()
+    if mask.dtype == torch.bool:
+        part.masked_fill_(~mask, -torch.inf)
+    else:
+        part.add_(mask)

@@ -8,8 +8,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from rnope.config import Arm, Needles, Optimizer, Pair, Recipe, Setting, Stage
-from rnope.data.corpus import Split
+from rnope.compare.chain import chain_config
+from rnope.compare.jobs import Ask, Clock, Job, Layout, Look, Predict, Solve, Train
+from rnope.config import TASKS, Arm, Execution, Pair, Recipe, Setting, Stage
 from rnope.model.accounting import prefill_flops, training_flops
 from rnope.model.spec import ModelConfig
 from rnope.strict import to_plain
@@ -18,75 +19,46 @@ FORMAT = 1
 """Raised when code changes what a job's result means: old results are then not found again."""
 PROMPTS = 2
 """The same for the prompts alone: what was trained is kept."""
-PRIMARY = (2, 16)
-"""Multiples of the trained length at which pairs are judged (SPEC R): of the longer one, where two arms differ."""
+LOOKS, SOLVES, PREDICTS, CLOCKS = 1, 1, 1, 1
+"""The same for one kind of job."""
 DEV_SEED = 0x5EED
 """Turns the seed of the needles into that of the needles that choices are made by: none is the evaluation's."""
 _SAID_LATER = ("rope_window",)
-# Of one ordinary core in float32, for estimates only.
-_TRAINING_FLOPS_PER_SECOND = 3e10
-_STEP_SECONDS = 0.03
-_READING_FLOPS_PER_SECOND = 6e10
-_READING_SECONDS_PER_TOKEN = 3e-5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Train:
-    """Run one stage of `arm`'s chain."""
+class _Speed:
+    """Of a kind of device, for estimates only."""
 
-    recipe: str
-    model: ModelConfig
-    """At the start of the chain, before any stage changed it."""
-    variant: str
-    stages: tuple[Stage, ...]
-    """The chain up to the stage to run, which is the last."""
-    optimizer: Optimizer
-    learning_rate: float
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
-    """Needles of one row at one length."""
-
-    arm: str
-    seed: int
-    row: str
-    context_tokens: int
-    needles: Needles
-    split: Split
+    training_flops: float
+    """In a second."""
+    step_seconds: float
+    """Of a step, besides its FLOPs."""
+    reading_flops: float
+    token_seconds: float
+    """Of a token read, besides its FLOPs."""
+    start_seconds: float
+    """Of a job."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """Attention mass at one length."""
-
-    arm: str
-    seed: int
-    context_tokens: int
-    samples: int
-    needles: Needles
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One piece of work, on one thread."""
-
-    id: str
-    title: str
-    needs: str | None
-    """Id of the training that must come before."""
-    work: Train | Ask | Look
-    units: int
-    """Steps, contexts or samples: what progress counts."""
-    cost: float
-    """Seconds it may take."""
+_SPEEDS = {
+    # One ordinary core in float32.
+    "cpu": _Speed(training_flops=3e10, step_seconds=0.03, reading_flops=6e10, token_seconds=3e-5, start_seconds=0.3),
+    # An H200 in bf16, not measured: a quarter of its 989 TFLOP/s in training, and 30 % in reading.
+    "cuda": _Speed(training_flops=2.5e14, step_seconds=0.05, reading_flops=3e14, token_seconds=1e-6, start_seconds=3.0),
+}
 
 
 def _stages(stages: tuple[Stage, ...]) -> list[dict[str, object]]:
     """`stages` for a digest: what a stage learned to say after runs had been made counts only where it is said."""
     plain = [to_plain(stage) for stage in stages]
     return [{k: v for k, v in stage.items() if k not in _SAID_LATER or v is not None} for stage in plain]
+
+
+def _execution(execution: Execution) -> list[str]:
+    """The same for what jobs run on: the CPU in float32 unless a recipe says otherwise."""
+    said: list[str] = [execution.device, execution.precision]
+    return [] if said == ["cpu", "fp32"] else said
 
 
 def _digest(*parts: object) -> str:
@@ -107,11 +79,11 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: s
             learning_rate=setting.learning_rate,
             seed=seed,
         )
-        rows = stage.batch_tokens // stage.context_tokens
-        flops = training_flops(model, stage.context_tokens) * max(rows, 1)
         name = f"{stage.name}-{arm.variant}-seed{seed}"
         # The recipe's name is provenance; it changes no weight.
-        identity = _digest(model, _stages(work.stages), work.optimizer, work.learning_rate, seed, data)
+        identity = _digest(
+            model, _stages(work.stages), work.optimizer, work.learning_rate, seed, data, *_execution(recipe.execution)
+        )
         jobs.append(
             Job(
                 id=f"{name}-{identity}",
@@ -119,7 +91,7 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: s
                 needs=jobs[-1].id if jobs else None,
                 work=work,
                 units=stage.steps,
-                cost=stage.steps * (_STEP_SECONDS * stage.accumulate + flops / _TRAINING_FLOPS_PER_SECOND),
+                cost=_training_seconds(recipe, model, stage),
             )
         )
     return jobs
@@ -150,22 +122,94 @@ def ask_job(
 
 
 def look_job(recipe: Recipe, arm: Arm, seed: int, needs: str, context_tokens: int) -> Job:
-    """Attention mass at one length."""
-    samples = recipe.attention_samples
-    work = Look(arm=arm.name, seed=seed, context_tokens=context_tokens, samples=samples, needles=recipe.needles)
+    """Attention at one length."""
+    samples, draws = recipe.attention_samples, recipe.needles.seed
     return Job(
-        id=f"mass-{context_tokens}-{_digest(PROMPTS, needs, context_tokens, samples, recipe.needles.seed)}",
+        id=f"look-{context_tokens}-{_digest(LOOKS, PROMPTS, needs, context_tokens, samples, draws)}",
         title=f"look {arm.name} · {context_tokens:,} tokens · seed {seed}",
         needs=needs,
-        work=work,
+        work=Look(arm=arm.name, seed=seed, context_tokens=context_tokens, samples=samples, needles_seed=draws),
         units=samples,
-        cost=_reading_seconds(recipe, arm, context_tokens, samples, skip=False),
+        cost=_reading_seconds(recipe, arm, context_tokens, samples, skip=True),
     )
 
 
+def solve_job(recipe: Recipe, arm: Arm, seed: int, needs: str, context_tokens: int, answers: int) -> Job:
+    """RULER's tasks at one length."""
+    names, draws = recipe.tasks.names, recipe.needles.seed
+    contexts = sum(TASKS[name].contexts(answers) for name in names)
+    return Job(
+        id=f"tasks-{context_tokens}-{_digest(SOLVES, PROMPTS, needs, context_tokens, names, answers, draws)}",
+        title=f"solve {arm.name} · {context_tokens:,} tokens · seed {seed}",
+        needs=needs,
+        work=Solve(
+            arm=arm.name, seed=seed, context_tokens=context_tokens, names=names, answers=answers, needles_seed=draws
+        ),
+        units=contexts,
+        cost=_reading_seconds(recipe, arm, context_tokens, contexts, skip=True),
+    )
+
+
+def predict_job(recipe: Recipe, arm: Arm, seed: int, needs: str, context_tokens: int) -> Job:
+    """Loss by position in windows of one length."""
+    windows = recipe.losses.windows
+    return Job(
+        id=f"loss-{context_tokens}-{_digest(PREDICTS, needs, context_tokens, windows)}",
+        title=f"predict {arm.name} · {context_tokens:,} tokens · seed {seed}",
+        needs=needs,
+        work=Predict(arm=arm.name, seed=seed, context_tokens=context_tokens, windows=windows),
+        units=windows,
+        cost=_reading_seconds(recipe, arm, context_tokens, windows, skip=False),
+    )
+
+
+def clock_job(recipe: Recipe) -> Job | None:
+    """Times of every layout, done alone; None where the recipe asks for none. They depend on no weights."""
+    costs = recipe.costs
+    if not costs.context_tokens:
+        return None
+    layouts: dict[str, Layout] = {}
+    reading = 0.0
+    for arm in recipe.arms:
+        model = chain_config(recipe.model_config(arm), arm.stages)
+        # A rotary base takes no time.
+        model = model.with_layers(tuple(replace(spec, theta=spec.theta and 1e4) for spec in model.layers))
+        key = _digest(model, _stages(arm.stages[:1]))
+        if key in layouts:
+            layouts[key] = replace(layouts[key], arms=(*layouts[key].arms, arm.name))
+        else:
+            layouts[key] = Layout(arms=(arm.name,), model=model, stage=arm.stages[0])
+            reading += sum(_reading_seconds(recipe, arm, n, 1, skip=True) for n in costs.context_tokens)
+    work = Clock(
+        layouts=tuple(layouts.values()),
+        context_tokens=costs.context_tokens,
+        rounds=costs.rounds,
+        optimizer=recipe.optimizer,
+    )
+    identity = _digest(CLOCKS, list(layouts), costs, recipe.optimizer, *_execution(recipe.execution))
+    return Job(
+        id=f"costs-{identity}",
+        title=f"time {len(layouts)} layouts, one after the other",
+        needs=None,
+        work=work,
+        units=costs.rounds * len(layouts),
+        cost=costs.rounds * reading,
+    )
+
+
+def _training_seconds(recipe: Recipe, model: ModelConfig, stage: Stage) -> float:
+    """Of a curriculum as if its rows were long ones."""
+    speed, lengths = _SPEEDS[recipe.execution.device], [stage.context_tokens]
+    if stage.short_context_tokens:
+        lengths += [stage.short_context_tokens] * stage.short_batches
+    flops = stage.batch_tokens * sum(training_flops(model, length) / length for length in lengths) / len(lengths)
+    return stage.steps * (speed.step_seconds * stage.accumulate + flops / speed.training_flops)
+
+
 def _reading_seconds(recipe: Recipe, arm: Arm, context_tokens: int, contexts: int, *, skip: bool) -> float:
+    speed = _SPEEDS[recipe.execution.device]
     flops = prefill_flops(recipe.model_config(arm), context_tokens, skip=skip)
-    return 0.3 + contexts * (flops / _READING_FLOPS_PER_SECOND + context_tokens * _READING_SECONDS_PER_TOKEN)
+    return speed.start_seconds + contexts * (flops / speed.reading_flops + context_tokens * speed.token_seconds)
 
 
 def sweep_key(recipe: Recipe, arm: Arm) -> str:
@@ -223,7 +267,7 @@ def longer(recipe: Recipe, pair: Pair) -> int:
 def _endpoints(recipe: Recipe, arm: Arm) -> set[int]:
     """Lengths at which the pairs that `arm` is in are judged."""
     pairs = [pair for pair in recipe.pairs if arm.name in (pair.a, pair.b)]
-    return {multiple * longer(recipe, pair) for pair in pairs for multiple in PRIMARY}
+    return {multiple * longer(recipe, pair) for pair in pairs for multiple in pair.multiples}
 
 
 def arm_jobs(recipe: Recipe, settings: Mapping[str, Setting], data: str) -> list[ArmJobs]:
@@ -242,7 +286,14 @@ def arm_jobs(recipe: Recipe, settings: Mapping[str, Setting], data: str) -> list
                 asks += [ask_job(recipe, arm, seed, last, row, length) for row in ("unseen-keys", "no-needle")]
             asks.append(ask_job(recipe, arm, seed, last, "needle-only", arm.trained_tokens))
             looks = [look_job(recipe, arm, seed, last, length) for length in recipe.attention_tokens]
-            found.append(
-                ArmJobs(arm=arm, seed=seed, setting=setting, training=tuple(training), questions=(*asks, *looks))
-            )
+            tasks = recipe.tasks
+            solves = [
+                solve_job(recipe, arm, seed, last, length, answers)
+                for lengths_, answers in ((tasks.context_tokens, tasks.answers), (tasks.far_tokens, tasks.far_answers))
+                for length in lengths_
+                if arm.name in (tasks.arms or [arm.name])
+            ]
+            predicts = [predict_job(recipe, arm, seed, last, length) for length in recipe.losses.context_tokens]
+            questions = (*asks, *looks, *solves, *predicts)
+            found.append(ArmJobs(arm=arm, seed=seed, setting=setting, training=tuple(training), questions=questions))
     return found

@@ -1,6 +1,7 @@
 """Jobs on several processes, one thread each; every result is a file as soon as it is there, and found again next time.
 
-A worker that loses its parent ends itself. Progress goes to the terminal (rich) and to ``run.jsonl``.
+A worker that loses its parent ends itself. After a deadline no job is started and trainings stop at a checkpoint.
+Progress goes to the terminal (rich) and to ``run.jsonl``.
 """
 
 import json
@@ -8,17 +9,15 @@ import multiprocessing
 import os
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rnope.compare.plan import Job
+from rnope.compare.jobs import Job, job_file, read_result
 from rnope.compare.work import Place, perform
 from rnope.errors import UserError
 from rnope.files import write_text
@@ -36,43 +35,55 @@ def _start_worker(ticks: Any, parent: int) -> None:
     belong_to(parent)
 
 
-def _perform(job: Job, place: Place) -> tuple[dict[str, Any], float]:
+def _perform(job: Job, place: Place, deadline: float | None) -> tuple[dict[str, Any] | None, float]:
     started = time.monotonic()
-    result = perform(job, place, lambda units: _ticks.put((job.id, units)))
+    result = perform(job, place, lambda units: _ticks.put((job.id, units)), lambda: _passed(deadline))
     return result, time.monotonic() - started
 
 
-class Pool:
-    """Runs jobs in the order that their needs and their costs ask for."""
+def _passed(deadline: float | None) -> bool:
+    return deadline is not None and time.time() >= deadline
 
-    def __init__(self, place: Place, *, workers: int, console: Console) -> None:
+
+class Pool:
+    """Runs jobs in the order that their needs and their costs ask for.
+
+    Args:
+        deadline: as `time.time`; None: until all is done.
+    """
+
+    def __init__(self, place: Place, *, workers: int, console: Console, deadline: float | None = None) -> None:
         self.place = place
         self.workers = workers
         self.console = console
+        self.deadline = deadline
         self.results: dict[str, dict[str, Any]] = {}
         """Job id -> result, of all jobs run or found so far."""
 
-    def _file(self, job: Job) -> Path:
-        return self.place.out / "jobs" / f"{job.id}.json"
+    def left(self, jobs: Iterable[Job]) -> dict[str, Job]:
+        """Those of `jobs` that are not done, by id. Arms may share jobs: the first to need one gives it its title."""
+        todo: dict[str, Job] = {}
+        for job in jobs:
+            if job.id not in self.results:
+                result = read_result(job_file(self.place.out, job.id))
+                if result is None:
+                    todo.setdefault(job.id, job)
+                else:
+                    self.results[job.id] = result
+        return todo
 
-    def _found(self, job: Job) -> bool:
-        if job.id not in self.results and self._file(job).exists():
-            with suppress(ValueError):  # damaged: done again
-                self.results[job.id] = json.loads(self._file(job).read_text(encoding="utf-8"))
-        return job.id in self.results
+    def run(self, jobs: Iterable[Job]) -> bool:
+        """Do what of `jobs` is not done yet.
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Do what of `jobs` is not done yet; afterwards every one of them is in `results`.
+        Returns:
+            whether every one of them is in `results` now; False when the deadline came first.
 
         Raises:
             UserError: a worker was killed, as by the system when memory runs out.
         """
-        todo: dict[str, Job] = {}
-        for job in jobs:  # arms may share jobs; the first to need one gives it its title
-            if not self._found(job):
-                todo.setdefault(job.id, job)
-        if not todo:
-            return
+        todo = self.left(jobs)
+        if not todo or _passed(self.deadline):
+            return not todo
         context = multiprocessing.get_context("spawn")
         ticks = context.Queue()
         workers = min(self.workers, len(todo))
@@ -83,6 +94,7 @@ class Pool:
             with self._progress() as progress:
                 self._drive(executor, todo, ticks, progress)
             executor.shutdown()
+            return all(job_id in self.results for job_id in todo)
         except BaseException as error:
             for process in list((executor._processes or {}).values()):
                 process.terminate()
@@ -111,15 +123,17 @@ class Pool:
     def _drive(self, executor: ProcessPoolExecutor, todo: dict[str, Job], ticks: Any, progress: Progress) -> None:
         urgency = _urgency(todo)
         waiting = dict(todo)
-        running: dict[Future[tuple[dict[str, Any], float]], Job] = {}
+        running: dict[Future[tuple[dict[str, Any] | None, float]], Job] = {}
         done_cost = dict.fromkeys(todo, 0.0)
         whole = progress.add_task(f"{len(todo)} jobs", total=sum(job.cost for job in todo.values()))
         bars: dict[str, Any] = {}
         while waiting or running:
-            ready = [job for job in waiting.values() if job.needs not in waiting and job.needs not in _ids(running)]
+            if _passed(self.deadline):
+                waiting.clear()
+            ready = [job for job in waiting.values() if job.needs not in todo or job.needs in self.results]
             for job in sorted(ready, key=lambda job: -urgency[job.id])[: self.workers - len(running)]:
                 del waiting[job.id]
-                running[executor.submit(_perform, job, self.place)] = job
+                running[executor.submit(_perform, job, self.place, self.deadline)] = job
                 bars[job.id] = progress.add_task(job.title, total=job.units)
             finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             for job_id, units in _drained(ticks):
@@ -129,22 +143,23 @@ class Pool:
             for future in finished:
                 job = running.pop(future)
                 result, seconds = future.result()
-                write_text(self._file(job), json.dumps(result))
+                progress.remove_task(bars.pop(job.id))
+                self._log(job, seconds, done=result is not None)
+                if result is None:  # the deadline has come: it left a checkpoint
+                    waiting.clear()
+                    continue
+                write_text(job_file(self.place.out, job.id), json.dumps(result))
                 self.results[job.id] = result
                 done_cost[job.id] = job.cost
-                progress.remove_task(bars.pop(job.id))
-                self._tell(job, seconds, len(todo) - len(waiting) - len(running), len(todo))
+                number = f"{sum(job_id in self.results for job_id in todo):>3}/{len(todo)}"
+                said = f"[dim]{number}[/dim] {job.title} [dim]{seconds:.1f} s[/dim]"
+                self.console.print(said, highlight=False)
             progress.update(whole, completed=sum(min(done_cost[i], todo[i].cost) for i in todo))
 
-    def _tell(self, job: Job, seconds: float, number: int, total: int) -> None:
-        self.console.print(f"[dim]{number:>3}/{total}[/dim] {job.title} [dim]{seconds:.1f} s[/dim]", highlight=False)
-        line = {"time": time.time(), "job": job.id, "title": job.title, "seconds": round(seconds, 3)}
+    def _log(self, job: Job, seconds: float, *, done: bool) -> None:
+        line = {"time": time.time(), "job": job.id, "title": job.title, "seconds": round(seconds, 3), "done": done}
         with (self.place.out / "run.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _ids(running: dict[Future[Any], Job]) -> set[str]:
-    return {job.id for job in running.values()}
 
 
 def _urgency(todo: dict[str, Job]) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from rnope.compare.plan import Job, arm_jobs, sweep_jobs, sweep_key
+from rnope.compare.jobs import Job
+from rnope.compare.plan import TrialJobs, arm_jobs, clock_job, sweep_jobs, sweep_key
+from rnope.compare.shards import jobs_of, trials_of
 from rnope.config import Recipe
 from rnope.model.accounting import cache_bytes, parameters, training_flops
 from rnope.model.spec import VARIANTS, ModelConfig
@@ -38,15 +40,30 @@ def preview(recipe: Recipe) -> str:
             f"1× is {arm.trained_tokens:,} tokens"
         )
     settings = {sweep_key(recipe, arm): recipe.sweep.settings[0] for arm in recipe.arms}
-    sweep = [job for trial in sweep_jobs(recipe, "") for job in (trial.train, trial.ask)]
-    jobs = [job for arm in arm_jobs(recipe, settings, "") for job in (*arm.training, *arm.questions)]
+    trials = sweep_jobs(recipe, "")
+    sweep = _sweep(trials)
+    arms = arm_jobs(recipe, settings, "")
+    jobs = [job for arm in arms for job in jobs_of(arm)]
+    timing = clock_job(recipe)
+    jobs += [timing] if timing else []
+    shards = [
+        (f"{arm.arm.name}:{arm.seed}", [*_sweep(trials_of(recipe, [(arm.arm.name, arm.seed)], trials)), *jobs_of(arm)])
+        for arm in arms
+    ]
+    where = "one core" if recipe.execution.device == "cpu" else "one GPU"
     lines += [
         "",
         f"asked at {', '.join(f'{n:,}' for n in recipe.needles.context_tokens)} tokens, "
         f"{recipe.needles.contexts} contexts of {recipe.needles.depths} needles each",
-        f"sweep: {len(sweep)} jobs, {_hours(sweep)}; comparison: {_distinct(jobs)} jobs, {_hours(jobs)} of one core",
+        f"sweep: {len(sweep)} jobs, {_hours(sweep)}; comparison: {_distinct(jobs)} jobs, {_hours(jobs)} of {where}",
+        "shards (--shard), with what they share with others: "
+        + ", ".join(f"{name} {_hours(found)}" for name, found in shards),
     ]
     return "\n".join(lines)
+
+
+def _sweep(trials: Sequence[TrialJobs]) -> list[Job]:
+    return [job for trial in trials for job in (trial.train, trial.ask)]
 
 
 def _distinct(jobs: Sequence[Job]) -> int:

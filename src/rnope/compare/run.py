@@ -1,64 +1,142 @@
 """The comparison from recipe to page: sweep, train, ask, judge, write. Interrupted, it goes on where it stopped."""
 
-import json
 import os
-import platform
-import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
-import rnope
-from rnope.compare.plan import ArmJobs, TrialJobs, arm_jobs, sweep_jobs, sweep_key
+from rnope.compare.assemble import assemble
+from rnope.compare.jobs import Job
+from rnope.compare.plan import TrialJobs, arm_jobs, clock_job, sweep_jobs, sweep_key
 from rnope.compare.pool import Pool
-from rnope.compare.verdicts import differences, judge
-from rnope.compare.work import Place, chain_config
-from rnope.config import Recipe, Setting
+from rnope.compare.shards import Shard, jobs_of, parse, take_over, trials_of
+from rnope.compare.work import Place
+from rnope.config import Execution, Recipe, Setting
 from rnope.data.prepare import Prepared, prepare
-from rnope.errors import UserError
-from rnope.files import beside
-from rnope.hf.mapping import model_type
-from rnope.model.accounting import cache_bytes, parameters, prefill_flops
+from rnope.errors import UserError, check
 from rnope.report import write_report
-from rnope.results import MassRow, Model, NeedleRow, Point, Results, StageRun, Trial
-from rnope.strict import from_plain, to_plain
-
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+from rnope.results import Results
 
 
-def compare(recipe: Recipe, *, corpus: str | None, out: Path, workers: int, console: Console, command: str) -> Results:
+def compare(
+    recipe: Recipe,
+    *,
+    corpus: str | None,
+    out: Path,
+    workers: int,
+    console: Console,
+    command: str,
+    shards: Sequence[str] = (),
+    merge: Sequence[Path] = (),
+    minutes: float | None = None,
+) -> Results | None:
     """Run everything that is not done yet, write ``results.json`` and the report.
 
+    Args:
+        shards: do only these (``ARM:SEED`` or ``ARM``) and what they need, and write no results.
+        merge: folders of other runs, whose finished jobs are taken over first.
+        minutes: begin no job after so many, and stop trainings at a checkpoint.
+
+    Returns:
+        None where something is left to do.
+
     Raises:
-        UserError: the corpus does not serve, or `out` cannot be written.
+        UserError: the corpus does not serve, a shard is none of the recipe's, a folder cannot be merged, or `out` cannot
+            be written.
     """
     started = time.time()
+    wanted = parse(recipe, shards)
+    workers = _workers(recipe.execution, workers)
     _writable(out)
     least = max(stage.context_tokens for arm in recipe.arms for stage in arm.stages)
     console.print(f"[bold]{recipe.name}[/bold]: {escape(recipe.summary)}", highlight=False, soft_wrap=True)
     data = prepare(corpus, vocab_size=recipe.vocab_size, folder=out / "data", least_tokens=least)
+    _enough_text(recipe, data)
     counts = ", ".join(f"{split} {count:,}" for split, count in data.tokens.items())
     console.print(f"corpus in tokens: {counts}", style="dim", highlight=False)
-    pool = Pool(Place(out=out, data=data), workers=workers, console=console)
+    for other in merge:
+        console.print(f"{take_over(other, out, data.digest):,} finished jobs taken over from {other}", highlight=False)
+    place = Place(out=out, data=data, execution=recipe.execution)
+    deadline = None if minutes is None else started + 60 * minutes
+    pool = Pool(place, workers=workers, console=console, deadline=deadline)
 
     trials = sweep_jobs(recipe, data.digest)
-    pool.run([job for trial in trials for job in (trial.train, trial.ask)])
-    chosen = chosen_settings(recipe, trials, pool.results)
-    arms = arm_jobs(recipe, chosen, data.digest)
-    pool.run([job for arm in arms for job in (*arm.training, *arm.questions)])
+    tried = trials_of(recipe, wanted, trials)
+    timing = clock_job(recipe)
+    if pool.run([job for trial in tried for job in (trial.train, trial.ask)]):
+        chosen = chosen_settings(recipe, tried, pool.results)
+        arms = [arm for arm in arm_jobs(recipe, chosen, data.digest) if (arm.arm.name, arm.seed) in wanted]
+        done = pool.run([job for arm in arms for job in jobs_of(arm)])
+        # Times are taken while nothing else of the run goes on.
+        if done and not shards and (timing is None or pool.run([timing])):
+            results = assemble(
+                recipe, data, arms, trials, chosen, pool, timing, command=command, seconds=time.time() - started
+            )
+            results.save(out / "results.json")
+            write_report(results, out)
+            return results
+    left = unfinished(recipe, trials, pool, data.digest)
+    jobs = {job_id: job for shard in wanted & left.keys() for job_id, job in left[shard].items()}
+    if not shards and timing is not None:
+        jobs |= pool.left([timing])
+    console.print(_left_over(recipe, jobs, left.keys(), workers), highlight=False, soft_wrap=True)
+    return None
 
-    results = assemble(recipe, data, arms, trials, chosen, pool, command=command, seconds=time.time() - started)
-    results.save(out / "results.json")
-    write_report(results, out)
-    return results
+
+def unfinished(recipe: Recipe, trials: Sequence[TrialJobs], pool: Pool, data: str) -> dict[Shard, dict[str, Job]]:
+    """Shard -> what is left of it, by id, where something is. A sweep that is not done is taken to choose its first."""
+    done = [trial for trial in trials if not pool.left([trial.train, trial.ask])]
+    chosen = chosen_settings(recipe, done, pool.results)
+    found = {}
+    for arm in arm_jobs(recipe, chosen, data):
+        shard = (arm.arm.name, arm.seed)
+        tried = [job for trial in trials_of(recipe, [shard], trials) for job in (trial.train, trial.ask)]
+        if left := pool.left([*tried, *jobs_of(arm)]):
+            found[shard] = left
+    return found
+
+
+def _left_over(recipe: Recipe, jobs: Mapping[str, Job], shards: Set[Shard], workers: int) -> str:
+    """What a run that writes no results says at its end."""
+    if jobs:
+        minutes = sum(job.cost for job in jobs.values()) / workers / 60
+        return f"Time is up: {len(jobs):,} jobs are left, about {minutes:.0f} minutes. Run the same command again to go on."
+    if shards:
+        missing = []
+        for arm in recipe.arms:
+            seeds = [seed for seed in arm.seeds if (arm.name, seed) in shards]
+            missing += [arm.name] if len(seeds) == len(arm.seeds) else [f"{arm.name}:{seed}" for seed in seeds]
+        names = ", ".join(missing)
+        return (
+            f"Done. Shards still missing here: {names}. Run them, or take them over with --merge; then run without "
+            "--shard for the results."
+        )
+    return "Done, and no shard is missing. Run without --shard for the results."
+
+
+def _enough_text(recipe: Recipe, data: Prepared) -> None:
+    for length in recipe.losses.context_tokens:
+        have = data.tokens["eval"]
+        rule = f"is longer than the held-out text, {have:,} tokens"
+        check("losses.context_tokens", length, length <= have, rule, "Use shorter windows, or a larger corpus.")
+
+
+def _workers(execution: Execution, workers: int) -> int:
+    """On a GPU one job at a time: each takes all of it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if execution.device == "cpu":
+        return workers
+    rule, remedy = "PyTorch sees no GPU on this machine", "Use --set execution.device=cpu for a small trial."
+    check("execution.device", execution.device, torch.cuda.is_available(), rule, remedy)
+    return 1
 
 
 def _writable(out: Path) -> None:
@@ -82,179 +160,3 @@ def chosen_settings(
         if score > best[trial.subject]:
             best[trial.subject], chosen[trial.subject] = score, trial.setting
     return chosen
-
-
-def assemble(
-    recipe: Recipe,
-    data: Prepared,
-    arms: list[ArmJobs],
-    trials: Sequence[TrialJobs],
-    chosen: Mapping[str, Setting],
-    pool: Pool,
-    *,
-    command: str,
-    seconds: float,
-) -> Results:
-    """One results file of all jobs' results; each arm's model folder is put in its place."""
-    models, learning, needles, attention = [], [], [], []
-    for arm in arms:
-        models.append(_model(recipe, arm, pool))
-        learning += _learning(arm, pool)
-        whose = {"arm": arm.arm.name, "seed": arm.seed}  # jobs may be shared between arms
-        for job in arm.questions:
-            found = pool.results[job.id]
-            if "rows" in found:
-                attention += [from_plain(MassRow, {**row, **whose}) for row in found["rows"]]
-            else:
-                needles.append(from_plain(NeedleRow, {**found, **whose}))
-    facts: dict[str, Any] = {
-        "recipe": to_plain(recipe),
-        "scale": dict(recipe.scale),
-        "provenance": {
-            "command": command,
-            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "seconds of this call": round(seconds, 1),
-            "seconds of training and asking, one thread each, in all calls": round(_busy_seconds(pool.place.out), 1),
-            "workers": pool.workers,
-            "python": sys.version.split()[0],
-            "rnope": rnope.__version__,
-            **{name: version(name) for name in PACKAGES},
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
-            "corpus": data.digest,
-            "corpus tokens": data.tokens,
-        },
-        "arms": {arm.name: arm.summary for arm in recipe.arms},
-    }
-    results = Results(
-        **facts,
-        models=tuple(models),
-        learning=tuple(learning),
-        needles=tuple(needles),
-        attention=tuple(attention),
-        trials=_trials(trials, chosen, pool),
-        differences=differences(recipe, needles),
-        verdicts=(),
-        notes=_notes(recipe),
-    )
-    return replace(results, verdicts=judge(recipe, results))
-
-
-def _processor() -> str:
-    """The processor as the system names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
-    )
-
-
-def _busy_seconds(out: Path) -> float:
-    """Seconds of all jobs in ``run.jsonl``; a last line that a kill tore is left out."""
-    seconds = 0.0
-    for line in (out / "run.jsonl").read_text(encoding="utf-8").splitlines() if (out / "run.jsonl").exists() else []:
-        with suppress(ValueError):
-            seconds += json.loads(line)["seconds"]
-    return seconds
-
-
-def _model(recipe: Recipe, arm: ArmJobs, pool: Pool) -> Model:
-    last = arm.training[-1]
-    work: Any = last.work
-    config = chain_config(work)
-    lengths = sorted({*recipe.needles.context_tokens, *recipe.needles.far_tokens, arm.arm.trained_tokens})
-    source = pool.place.stage(last.id) / "model"
-    target = pool.place.out / arm.arm.name / f"seed-{arm.seed}" / "model"
-    with beside(target) as place:
-        shutil.copytree(source, place)
-    return Model(
-        arm=arm.arm.name,
-        variant=arm.arm.variant,
-        seed=arm.seed,
-        layers=tuple(str(layer) for layer in config.layers),
-        parameters=parameters(config),
-        trained_tokens=arm.arm.trained_tokens,
-        cache_bytes={str(n): cache_bytes(config, n) for n in lengths},
-        prefill_flops={str(n): prefill_flops(config, n) for n in lengths},
-        stages=tuple(from_plain(StageRun, pool.results[job.id]["run"]) for job in arm.training),
-        setting=str(arm.setting),
-        folder=str(target.relative_to(pool.place.out)),
-        model_type=model_type(config),
-    )
-
-
-def _learning(arm: ArmJobs, pool: Pool) -> list[Point]:
-    points, before = [], 0
-    for job in arm.training:
-        work: Any = job.work
-        stage = work.stages[-1]
-        for entry in pool.results[job.id]["history"]:
-            points.append(
-                Point(
-                    arm=arm.arm.name,
-                    seed=arm.seed,
-                    stage=stage.name,
-                    step=int(entry["step"]),
-                    tokens=before + int(entry["step"]) * stage.batch_tokens,
-                    context_tokens=int(entry["context_tokens"]),
-                    loss=entry["loss"],
-                    accuracy=entry["accuracy"],
-                )
-            )
-        before += stage.steps * stage.batch_tokens
-    return points
-
-
-def _trials(trials: Sequence[TrialJobs], chosen: Mapping[str, Setting], pool: Pool) -> tuple[Trial, ...]:
-    found = []
-    for trial in trials:
-        run, asked = pool.results[trial.train.id]["run"], pool.results[trial.ask.id]
-        stage = trial.arm.stages[0]
-        found.append(
-            Trial(
-                arm=trial.arm.name,
-                seed=asked["seed"],
-                setting=str(trial.setting),
-                score=asked["score"],
-                accuracy=run["accuracy"],
-                steps_to_full_context=run["promotions"].get(str(stage.context_tokens)) if stage.curriculum else 0,
-                chosen=chosen[trial.subject] == trial.setting,
-            )
-        )
-    return tuple(found)
-
-
-def _notes(recipe: Recipe) -> tuple[str, ...]:
-    """What every variant was given alike, and what the numbers are not."""
-    first = recipe.arms[0].stages[0]
-    notes = [
-        "Answers are teacher-forced: an answer counts when the model's most likely next token is the value, with the gold "
-        "answers of earlier questions in place.",
-        "One BOS stands at the start of every row and prompt; needles and questions are planted in token space.",
-        "Every model is fresh, tiny and trained in a minute or so on one core; scores are of this synthetic task alone.",
-    ]
-    if first.curriculum:
-        lengths = ", ".join(map(str, first.curriculum))
-        notes.append(
-            f"Help given to every arm alike: rows of {lengths} tokens come first, each length left when the running "
-            f"accuracy exceeds {first.promote_accuracy}; the number of steps and tokens is the same for all."
-        )
-    if first.warmup_window:
-        notes.append(
-            f"Help given to every arm alike: in the first row length, every layer but the last sees {first.warmup_window} "
-            "tokens at most. Layers of full span need it more than windowed ones: their attention is flat at the start."
-        )
-    if recipe.model_config(recipe.arms[0]).init.tie_query_key:
-        but = ", unless its sweep chose otherwise" if len(recipe.sweep.settings) > 1 else ""
-        notes.append(f"Help given to every arm alike: the last layer's keys start out equal to its queries{but}.")
-    if recipe.optimizer.name == "muon":
-        notes.append("Every arm is trained with Muon for its matrices and AdamW for embedding and norms.")
-    if len(recipe.sweep.settings) > 1:
-        notes.append(
-            "Learning rate and initialisation were chosen per variant from the same list, by development needles at the "
-            "trained length alone; every trial is below."
-        )
-    else:
-        notes.append("No arm was tuned here: the optimizer's rates are the recipe's, the same for all.")
-    return tuple(notes)

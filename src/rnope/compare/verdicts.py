@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rnope.compare.plan import PRIMARY, longer
+from rnope.compare.plan import longer
 from rnope.config import Pair, Pattern, Quantity, Recipe
 from rnope.model.accounting import cache_bytes
 from rnope.report.gate import THRESHOLD, Gate
@@ -73,17 +73,17 @@ def _verdict(claim: str, rule: str, arms: tuple[str, ...], holds: bool | None, b
 
 def _pair(gate: Gate, pair: Pair) -> Verdict:
     a, b, claim = pair.a, pair.b, pair.claim
-    multiples = " and ".join(f"{m}×" for m in PRIMARY)
+    multiples = " and ".join(f"{m}×" for m in pair.multiples)
     where = "above 0" if pair.margin is None else f"within ±{pair.margin:g}"
     rule = (
         f"At {multiples} the longer trained length, the 95 % interval of the paired difference ({a} minus {b}) lies "
         f"{where} at every seed at which both sides learned the task."
     )
     seeds = gate.shared(a, b)
-    found = [d for d in gate.results.differences if (d.a, d.b) == (a, b) and d.seed in seeds and d.multiple in PRIMARY]
+    found = [d for d in gate.results.differences if (d.a, d.b) == (a, b) and d.seed in seeds and d.multiple in pair.multiples]
     if not seeds:
         return _verdict(claim, rule, (a, b), None, "at no seed did both sides learn the task at their trained length")
-    if len(found) < len(PRIMARY) * len(seeds):
+    if len(found) < len(pair.multiples) * len(seeds):
         return _verdict(claim, rule, (a, b), None, f"{multiples} were not measured for both sides")
     said = "; ".join(
         f"seed {d.seed} at {d.multiple}×: {d.difference:+.2f} ({d.low:+.2f} … {d.high:+.2f})" for d in found

@@ -1,33 +1,44 @@
-"""One job, done in a worker process on one thread: train a stage, ask needles, look at attention."""
+"""One job, done in a worker process on one thread: train a stage, or measure a model that was trained."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from rnope.analysis.mass import attention_mass
-from rnope.compare.learn.stage import Training, layers_in, run_stage, validation_loss
-from rnope.compare.plan import Ask, Job, Look, Train
+import torch
+
+from rnope.compare.chain import chain_config
+from rnope.compare.clock import clock
+from rnope.compare.jobs import Ask, Clock, Job, Look, Predict, Solve, Train
+from rnope.compare.learn.stage import Training, run_stage, validation_loss
+from rnope.compare.look import look
+from rnope.compare.losses import loss_row
+from rnope.compare.tasks import noise, task_rows
+from rnope.config import Execution, Optimizer
 from rnope.data.corpus import Split
 from rnope.data.needles import Haystack, Ids, NeedleTask
 from rnope.data.prepare import Prepared
 from rnope.evals.needles import Prompts, Row, needle_row
 from rnope.hf.folder import load, save
 from rnope.model.decoder import Decoder
-from rnope.model.spec import ModelConfig
+from rnope.parallel.apply import apply
+from rnope.parallel.mesh import joined
 from rnope.results import StageRun
 from rnope.strict import to_plain
 
 Tick = Callable[[int], None]
+Stop = Callable[[], bool]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where jobs read and write."""
+    """Where jobs read and write, and what they run on."""
 
     out: Path
     data: Prepared
+    execution: Execution = field(default_factory=Execution)
 
     def stage(self, job_id: str) -> Path:
         """Folder of a training job: checkpoint, log, model."""
@@ -45,47 +56,58 @@ def _haystack(data: Prepared, split: Split) -> Haystack:
 
 
 @functools.lru_cache(maxsize=1)
-def _text(data: Prepared) -> Ids:
-    return data.text("train")
+def _noise(data: Prepared) -> Haystack:
+    return noise(data.tokenizer())
 
 
-def perform(job: Job, place: Place, tick: Tick) -> dict[str, Any]:
-    """Do `job` and return its result as plain data.
+@functools.lru_cache(maxsize=2)
+def _text(data: Prepared, split: Split) -> Ids:
+    return data.text(split)
+
+
+def perform(job: Job, place: Place, tick: Tick, stop: Stop = lambda: False) -> dict[str, Any] | None:
+    """Do `job` and return its result as plain data; None for a training that was stopped before its end.
 
     Args:
         tick: told the number of units done since it was told last.
+        stop: asked during training; once it says yes, a checkpoint is left to go on from.
     """
     if isinstance(job.work, Train):
-        return train(job, job.work, place, tick)
+        return train(job, job.work, place, tick, stop)
+    if isinstance(job.work, Clock):
+        return clock(job.work, _training(place, job.work.optimizer, learning_rate=1.0, seed=0), tick)
     assert job.needs is not None
-    model = load(place.stage(job.needs) / "model")
+    execution = place.execution
+    folder = place.stage(job.needs) / "model"
+    model = load(folder, dtype=_DTYPES[execution.precision], device=execution.device)
     if isinstance(job.work, Ask):
         return ask(model, job.work, place, tick)
-    return look(model, job.work, place)
+    return measure(model, job.work, place, tick)
 
 
-def chain_config(work: Train) -> ModelConfig:
-    """The model as the last stage of the chain has it."""
-    config = work.model
-    for stage in work.stages:
-        config = config.with_layers(layers_in(config, stage))
-    return config
+def _training(place: Place, optimizer: Optimizer, *, learning_rate: float, seed: int) -> Training:
+    return Training(
+        task=_task(place.data),
+        text=_text(place.data, "train"),
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        seed=seed,
+        execution=place.execution,
+    )
 
 
-def train(job: Job, work: Train, place: Place, tick: Tick) -> dict[str, Any]:
-    """Run the chain's last stage and write its Hugging Face folder."""
+def train(job: Job, work: Train, place: Place, tick: Tick, stop: Stop) -> dict[str, Any] | None:
+    """Run the chain's last stage and write its Hugging Face folder; None when it was stopped before its end."""
     stage = work.stages[-1]
     folder = place.stage(job.id)
-    model = Decoder(chain_config(work), seed=work.seed)
-    training = Training(
-        task=_task(place.data),
-        text=_text(place.data),
-        optimizer=work.optimizer,
-        learning_rate=work.learning_rate,
-        seed=work.seed,
-    )
+    execution = place.execution
+    mesh = joined(device=execution.device)
+    model = apply(chain_config(work.model, work.stages), mesh, seed=work.seed, precision=execution.precision)
+    training = _training(place, work.optimizer, learning_rate=work.learning_rate, seed=work.seed)
     before = place.stage(job.needs) / "checkpoint.pt" if job.needs else None
-    progress = run_stage(model, stage, training, folder, before=before, tick=tick)
+    progress = run_stage(model, stage, training, folder, before=before, tick=tick, stop=stop)
+    if progress.step < stage.steps:
+        return None
     model.eval()
     dev = place.data.text("dev")
     validation = validation_loss(model, dev, bos=training.task.bos, context_tokens=stage.context_tokens)
@@ -134,10 +156,26 @@ def ask(model: Decoder, work: Ask, place: Place, tick: Tick) -> dict[str, Any]:
     return cast(dict[str, Any], to_plain(row))
 
 
-def look(model: Decoder, work: Look, place: Place) -> dict[str, Any]:
-    """`MassRow`s of one length."""
-    prompts = Prompts(task=_task(place.data), haystack=_haystack(place.data, "eval"), settings=work.needles)
-    rows = attention_mass(
-        model, prompts, arm=work.arm, seed=work.seed, context_tokens=work.context_tokens, samples=work.samples
-    )
-    return {"rows": to_plain(rows)}
+def measure(model: Decoder, work: Look | Solve | Predict, place: Place, tick: Tick) -> dict[str, Any]:
+    """Rows by the fields of `Results` that they belong to."""
+    arm, seed, length = work.arm, work.seed, work.context_tokens
+    task = _task(place.data)
+    if isinstance(work, Predict):
+        text = _text(place.data, "eval")
+        row = loss_row(
+            model, text, bos=task.bos, arm=arm, seed=seed, context_tokens=length, count=work.windows, tick=tick
+        )  # fmt: skip
+        return {"losses": to_plain([row])}
+    text_ = _haystack(place.data, "eval")
+    if isinstance(work, Look):
+        masses, spreads = look(
+            model, task, text_, arm=arm, seed=seed, needles_seed=work.needles_seed, context_tokens=length,
+            samples=work.samples, tick=tick,
+        )  # fmt: skip
+        return {"attention": to_plain(masses), "spreads": to_plain(spreads)}
+    haystacks = {True: _noise(place.data), False: text_}
+    rows = task_rows(
+        model, task, haystacks, work.names, arm=arm, seed=seed, needles_seed=work.needles_seed, context_tokens=length,
+        asked=work.answers, tick=tick,
+    )  # fmt: skip
+    return {"tasks": to_plain(rows)}

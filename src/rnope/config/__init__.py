@@ -3,6 +3,37 @@
 No torch, and no files (`rnope.recipes` reads those).
 """
 
-from rnope.config.comparison import Arm, Needles, Optimizer, Pair, Pattern, Quantity, Recipe, Setting, Stage, Sweep
+from rnope.config.comparison import (
+    Arm,
+    Execution,
+    Needles,
+    Optimizer,
+    Pair,
+    Pattern,
+    Quantity,
+    Recipe,
+    Setting,
+    Stage,
+    Sweep,
+)
+from rnope.config.measured import TASKS, Costs, Losses, Task, TaskName, Tasks
 
-__all__ = ["Arm", "Needles", "Optimizer", "Pair", "Pattern", "Quantity", "Recipe", "Setting", "Stage", "Sweep"]
+__all__ = [
+    "TASKS",
+    "Arm",
+    "Costs",
+    "Execution",
+    "Losses",
+    "Needles",
+    "Optimizer",
+    "Pair",
+    "Pattern",
+    "Quantity",
+    "Recipe",
+    "Setting",
+    "Stage",
+    "Sweep",
+    "Task",
+    "TaskName",
+    "Tasks",
+]

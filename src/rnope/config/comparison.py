@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from rnope.config.measured import Costs, Losses, Tasks
 from rnope.errors import ConfigError, check, unknown
 from rnope.model.spec import SIZES, Init, ModelConfig
 from rnope.strict import from_plain
@@ -55,6 +56,22 @@ class Optimizer:
         ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         check("betas", self.betas, ok, "must be two numbers in 0 … 1", "Write [0.9, 0.95].")
         check("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1, "must lie in 0 … 1", "Usual: 0 to 0.1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """Where and how jobs are computed. Weights, their gradients and moments are float32 anywhere."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """``cuda``: one job at a time."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of products; models are asked with weights of this precision."""
+    save_seconds: float = 0.0
+    """Least time between two checkpoints of a stage, where its steps are fast."""
+
+    def __post_init__(self) -> None:
+        ok = 0 <= self.save_seconds < 1e6
+        check("save_seconds", self.save_seconds, ok, "must lie in 0 … 10^6", "60 is a minute of work lost at most.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +187,10 @@ class Arm:
     """Changes to the recipe's model that make this arm what it is."""
     stages: tuple[Stage, ...]
     seeds: tuple[int, ...]
+    paper: Literal[
+        "", "RoPE", "QK-Norm", "NoPE", "RNoPE-10k", "RNoPE-100k", "RNoPE-2M", "RNoPE-4M", "RNoPE-10k-swa", "RNope-SWA"
+    ] = ""
+    """The model of the paper's tables that this arm stands for; the report sets it beside."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -262,8 +283,12 @@ class Pair:
     """In one sentence, which the report prints beside its verdict."""
     margin: float | None = None
     """Given: not that `a` is better is claimed, but that the two differ by less than this, of 10."""
+    multiples: tuple[int, ...] = (2, 16)
+    """Of the longer of their trained lengths: where they are judged (SPEC R)."""
 
     def __post_init__(self) -> None:
+        ok = len(set(self.multiples)) == len(self.multiples) > 0 and all(1 < m < 2**20 for m in self.multiples)
+        check("multiples", self.multiples, ok, "must be distinct whole numbers above 1", "SPEC R has [2, 16].")
         ok = self.margin is None or 0 < self.margin <= 10
         check("margin", self.margin, ok, "must lie in 0 … 10", "0.5 is a twentieth of the scale.")
 
@@ -320,11 +345,15 @@ class Recipe:
     vocab_size: int = 1024
     seeds: tuple[int, ...]
     optimizer: Optimizer = field(default_factory=Optimizer)
+    execution: Execution = field(default_factory=Execution)
     arms: tuple[Arm, ...]
     needles: Needles = field(default_factory=Needles)
     sweep: Sweep = field(default_factory=Sweep)
     attention_tokens: tuple[int, ...] = ()
     attention_samples: int = 8
+    tasks: Tasks = field(default_factory=Tasks)
+    losses: Losses = field(default_factory=Losses)
+    costs: Costs = field(default_factory=Costs)
     baseline: str
     """The arm that cost and attention are set against."""
     pairs: tuple[Pair, ...] = ()
@@ -343,6 +372,7 @@ class Recipe:
         check("arms", names, len(set(names)) == len(names) > 0, "must have distinct names", "Rename one.")
         named = [("baseline", self.baseline)]
         named += [(f"needles.far_arms[{i}]", name) for i, name in enumerate(self.needles.far_arms)]
+        named += [(f"tasks.arms[{i}]", name) for i, name in enumerate(self.tasks.arms)]
         for i, pair in enumerate(self.pairs):
             named += [(f"pairs[{i}].a", pair.a), (f"pairs[{i}].b", pair.b)]
             check(f"pairs[{i}].b", pair.b, pair.a != pair.b, "an arm is not judged against itself", "Name another.")
@@ -366,6 +396,9 @@ class Recipe:
             )
         lengths = self.attention_tokens
         check("attention_tokens", lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave one out.")
+        timed = self.costs.context_tokens
+        ok = not timed or self.execution.device == "cpu"
+        check("costs.context_tokens", timed, ok, "times are taken on a processor", "Leave it out on a GPU.")
         samples = self.attention_samples
         check("attention_samples", samples, 1 <= samples < 2**20, "must be at least 1", "Use 8.")
 

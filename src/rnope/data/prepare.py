@@ -1,8 +1,10 @@
 """A corpus made ready once and kept: its tokenizer, and the tokens of each split."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -13,6 +15,10 @@ from rnope.files import beside, write_text
 from rnope.tokenizer import Tokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "eval")
+TOKENIZER_CHARACTERS = 2**24
+"""Of text that a tokenizer is trained on: of larger corpora every second document, or third, and so on."""
+_ENCODED_CHARACTERS = 2**22
+"""Of text that is tokenised at a time: what the library holds of a text is a hundred times as large."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +37,26 @@ class Prepared:
     def documents(self, split: Split) -> list[Ids]:
         """Token ids of each document."""
         with np.load(self.folder / f"{split}.npz") as arrays:
-            flat, lengths = arrays["ids"].astype(np.int64), arrays["lengths"]
-        return np.split(flat, np.cumsum(lengths)[:-1])
+            lengths = arrays["lengths"]
+        return np.split(self.text(split), np.cumsum(lengths)[:-1])
 
     def text(self, split: Split) -> Ids:
         """All tokens of a split in one line."""
-        return np.concatenate(self.documents(split))
+        with np.load(self.folder / f"{split}.npz") as arrays:
+            return cast(Ids, arrays["ids"].astype(np.int64))
+
+
+def _encoded(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Token ids of each text."""
+    waiting: list[str] = []
+    characters = 0
+    for text in texts:
+        waiting.append(text)
+        characters += len(text)
+        if characters >= _ENCODED_CHARACTERS:
+            yield from tokenizer.encode_batch(waiting)
+            waiting, characters = [], 0
+    yield from tokenizer.encode_batch(waiting)
 
 
 def prepare(corpus: str | None, *, vocab_size: int, folder: Path, least_tokens: int) -> Prepared:
@@ -63,16 +83,16 @@ def prepare(corpus: str | None, *, vocab_size: int, folder: Path, least_tokens: 
                     f"its {len(documents)} documents leave none for the {split!r} split",
                     "Use more documents: one file, or one line of .jsonl, is one document.",
                 )
-        tokenizer = Tokenizer.train(texts["train"], vocab_size=vocab_size, whole_words=WORDS)
+        every = -(-sum(map(len, texts["train"])) // TOKENIZER_CHARACTERS)
+        tokenizer = Tokenizer.train(texts["train"][::every], vocab_size=vocab_size, whole_words=WORDS)
         with beside(place) as fresh:
             fresh.mkdir()
             counts = {}
             for split, held in texts.items():
-                encoded = tokenizer.encode_batch(held)
-                lengths = [len(ids) for ids in encoded]
-                flat = np.array([i for ids in encoded for i in ids], dtype=np.int32)
-                np.savez(fresh / f"{split}.npz", ids=flat, lengths=np.array(lengths))
-                counts[split] = sum(lengths)
+                encoded = [np.array(ids, dtype=np.int32) for ids in _encoded(tokenizer, held)]
+                lengths = np.array([len(ids) for ids in encoded])
+                np.savez(fresh / f"{split}.npz", ids=np.concatenate(encoded), lengths=lengths)
+                counts[split] = int(lengths.sum())
             tokenizer.save(fresh)
             write_text(fresh / "data.json", json.dumps(counts))
     tokens = json.loads((place / "data.json").read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,8 +12,7 @@ import click
 from rich.console import Console
 
 from rnope.commands import Group
-from rnope.errors import ConfigError, check
-from rnope.units import token_counts
+from rnope.evals import options
 
 if TYPE_CHECKING:
     from rnope.evals.frame import Frame
@@ -23,36 +21,26 @@ if TYPE_CHECKING:
 
 Builder = Callable[["EvalModel", "Frame"], "Suite"]
 
-MOST_TOKENS = 1 << 27
-"""Of a context: a slip of the keyboard must not fill the memory with a haystack."""
 _MODEL_OPTIONS = [
     click.option("--model", "models", multiple=True, required=True, metavar="MODEL",
                  help="A model folder, transformers:FOLDER, or a server (http://HOST:PORT/v1#MODEL). May be repeated."),
-    click.option("--name", "names", multiple=True,
-                 help="What reports call the model; once for each --model [default: from its path]."),
+    options.NAME,
     click.option("--out", default="out/eval", show_default=True, type=click.Path(path_type=Path), help="Folder for "
                  "answers, results and report. Run again with it to go on, or to add models, lengths and tasks."),
     click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
                  help="Samples asked together; for a server, at once."),
-    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
-                 help="Of the weights [default: as stored]."),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
-    click.option("--threads", type=click.IntRange(min=1), help="Of the CPU [default: one per core]."),
-    click.option("--chunk", type=click.IntRange(min=1), default=2048, show_default=True,
-                 help="rnope's engine reads prompts in chunks of so many tokens."),
+    options.DTYPE,
+    options.DEVICE,
+    options.THREADS,
+    options.chunk("rnope's engine reads prompts in chunks of so many tokens."),
     click.option("--tokenizer", type=click.Path(path_type=Path),
                  help="For servers: a folder with the served model's tokenizer.json."),
     click.option("--timeout", type=click.FloatRange(min=1), default=600.0, show_default=True,
                  help="For servers: seconds of one request."),
     click.option("--send-text", is_flag=True, help="For servers that take no token ids: send the prompt as text."),
-    click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Of the prompts."),
-    click.option("--dry-run", is_flag=True, help="Print samples, tokens and hours at the measured speed, and stop."),
+    options.SEED,
+    options.DRY_RUN,
 ]  # fmt: skip
-_CHAT = click.option("--chat", is_flag=True, help="Ask in the model's chat template.")
-_LENGTHS = click.option(
-    "--lengths", default="1x,2x", show_default=True,
-    help="Context lengths in tokens, prompt and answer together: 8k,32k,128k; 2x is twice the model's trained length.",
-)  # fmt: skip
 
 
 def _asking(*more: Any) -> Callable[[Any], Any]:
@@ -73,15 +61,14 @@ def evaluation() -> None:
 
 @evaluation.command()
 @_asking(
-    _LENGTHS,
+    options.LENGTHS,
     click.option("--depths", type=click.IntRange(min=1), default=11, show_default=True,
                  help="Places of the needle, evenly from begin to end."),
     click.option("--samples", type=click.IntRange(min=1), default=16, show_default=True,
                  help="Of each length and depth (the paper's 16)."),
-    click.option("--haystack", help="Text to hide needles in: a file or folder (.txt .md .jsonl .jsonl.gz ...) [default: "
-                 "the English that Python itself carries]."),
+    options.HAYSTACK,
     click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True),
-    _CHAT,
+    options.CHAT,
 )  # fmt: skip
 def niah(lengths: str, depths: int, samples: int, haystack: str | None, max_new_tokens: int, **asked: Any) -> None:
     """A needle in a haystack, as the paper asks for it: every cell many times, each with its own needle and text."""
@@ -89,8 +76,8 @@ def niah(lengths: str, depths: int, samples: int, haystack: str | None, max_new_
 
     _run(
         lambda model, frame: Niah(
-            model.tokenizer, frame, lengths=_lengths(lengths, model), depths=depths, samples=samples, seed=asked["seed"],
-            haystack=haystack, max_new_tokens=max_new_tokens,
+            model.tokenizer, frame, lengths=options.lengths(lengths, model.facts), depths=depths, samples=samples,
+            seed=asked["seed"], haystack=haystack, max_new_tokens=max_new_tokens,
         ),
         **asked,
     )  # fmt: skip
@@ -98,25 +85,25 @@ def niah(lengths: str, depths: int, samples: int, haystack: str | None, max_new_
 
 @evaluation.command()
 @_asking(
-    _LENGTHS,
+    options.LENGTHS,
     click.option("--tasks", default="retrieval,qa", show_default=True, help="Names, or retrieval (eight), qa (two), all (13)."),
     click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True,
                  help="Of each task and length; RULER's own default is 500, the paper's figures fit 100."),
     click.option("--data", type=click.Path(path_type=Path), help="Folder with RULER's texts: essays, SQuAD, HotpotQA, words "
                  "(see docs/evaluation.md)."),
-    _CHAT,
+    options.CHAT,
 )  # fmt: skip
 def ruler(lengths: str, tasks: str, samples: int, data: Path | None, **asked: Any) -> None:
     """RULER's 13 tasks, with the prompts of its own generator and its own metrics."""
     from rnope.evals.ruler.suite import Ruler
 
-    names = _names(tasks)
+    names = options.listed(tasks)
     _run(
         lambda model, frame: Ruler(
             model.tokenizer,
             frame,
             tasks=names,
-            lengths=_lengths(lengths, model),
+            lengths=options.lengths(lengths, model.facts),
             samples=samples,
             seed=asked["seed"],
             data=data,
@@ -144,7 +131,7 @@ def standard(
     """The paper's standard benchmarks, LongBench and SCROLLS, through lm-evaluation-harness (pip install rnope[eval])."""
     from rnope.evals.standard.suite import Standard
 
-    names = _names(tasks)
+    names = options.listed(tasks)
     _run(
         lambda model, frame: Standard(
             model.tokenizer,
@@ -162,7 +149,7 @@ def standard(
 
 @evaluation.command()
 @_asking(
-    _LENGTHS,
+    options.LENGTHS,
     click.option("--samples", type=click.IntRange(min=1), default=16, show_default=True,
                  help="Windows of text of each length."),
     click.option("--corpus", help="A file or folder of text [default: the English that Python itself carries]."),
@@ -173,7 +160,12 @@ def perplexity(lengths: str, samples: int, corpus: str | None, **asked: Any) -> 
 
     _run(
         lambda model, frame: Perplexity(
-            model.tokenizer, frame, lengths=_lengths(lengths, model), samples=samples, seed=asked["seed"], corpus=corpus
+            model.tokenizer,
+            frame,
+            lengths=options.lengths(lengths, model.facts),
+            samples=samples,
+            seed=asked["seed"],
+            corpus=corpus,
         ),
         **asked,
     )
@@ -188,37 +180,30 @@ def report(out: Path) -> None:
 
 def _run(
     build: Builder, *, models: Sequence[str], names: Sequence[str], out: Path, batch: int, threads: int | None,
-    dry_run: bool, seed: int, chat: bool = False, **options: Any,
+    dry_run: bool, seed: int, chat: bool = False, **more: Any,
 ) -> None:  # fmt: skip
     # Threads that wait long for each other stand still where another program takes a core.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
 
-    from rnope.evals.models.opening import ModelOptions, check_model, default_name, model_folder, open_model
+    from rnope.evals.models.opening import ModelOptions, check_model, model_folder, open_model
     from rnope.evals.plan import measure, plan_table
     from rnope.evals.run import evaluate
 
     for given in models:
         check_model(given)
-    called = list(names) if names else [default_name(model) for model in models]
-    if len(called) != len(models) or len(set(called)) < len(called):
-        raise ConfigError(
-            "--name", called, f"must be one for each of {len(models)} models, all different", "Give --name."
-        )
-    for name in called:  # a folder of OUT is called so
-        fits = name.isprintable() and re.fullmatch(r"[^\s./][^/]{0,99}", name) is not None and name != "figures"
-        check("--name", name, fits, "is no name for a folder", "Use letters, digits, dots and hyphens.")
+    called = options.model_names(models, names, taken=("figures",))
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console(stderr=True)
     command = shlex.join(["rnope", *sys.argv[1:]])
     opened = ModelOptions(
-        dtype=options["dtype"], device=options["device"], chunk=options["chunk"], tokenizer=options["tokenizer"],
-        timeout_seconds=options["timeout"], send_text=options["send_text"], concurrency=batch,
+        dtype=more["dtype"], device=more["device"], chunk=more["chunk"], tokenizer=more["tokenizer"],
+        timeout_seconds=more["timeout"], send_text=more["send_text"], concurrency=batch,
     )  # fmt: skip
     for given, name in zip(models, called, strict=True):
         model = open_model(given, name, opened)
-        folder = options["tokenizer"] or model_folder(given)
+        folder = more["tokenizer"] or model_folder(given)
         suite = build(model, _frame(model, folder, chat))
         cells = suite.cells()
         suite.check()
@@ -247,23 +232,3 @@ def _report(out: Path) -> None:
 
     for path in write_report(out):
         click.echo(path)
-
-
-def _lengths(text: str, model: "EvalModel") -> tuple[int, ...]:
-    """Token counts; those that are multiples (``2x``) are of the model's trained length."""
-    found = []
-    for part in _names(text):
-        if re.fullmatch(r"[0-9]{1,6}x", part):
-            trained = model.facts.trained_tokens
-            remedy = "Give lengths in tokens, such as 8k,16k."
-            check("--lengths", part, trained is not None, "the model does not say its trained length", remedy)
-            found.append(int(part[:-1]) * (trained or 0))
-        else:
-            found += token_counts(part)
-    check("--lengths", text, len(found) > 0, "names no length", "Write 8k,32k or 1x,2x.")
-    check("--lengths", max(found), max(found) <= MOST_TOKENS, f"is more than {MOST_TOKENS:,}", "Use shorter contexts.")
-    return tuple(sorted(set(found)))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -106,7 +106,7 @@ class SuiteResults:
         return load_plain(cls, path, "Restore it, or run `rnope eval report` on its folder.")
 
 
-def load_plain(cls: type[Any], path: Path, remedy: str) -> Any:
+def load_plain(cls: type[Any], path: Path, remedy: str, *, version: int = VERSION) -> Any:
     """A dataclass with a `version` from a JSON file; raises as `SuiteResults.load`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -114,9 +114,9 @@ def load_plain(cls: type[Any], path: Path, remedy: str) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror}). {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}). {remedy}") from None
-    version = data.get("version") if isinstance(data, dict) else None
-    if version != VERSION:
-        rule = f"is a file of version {shown(version)}; this rnope reads version {VERSION}"
+    found = data.get("version") if isinstance(data, dict) else None
+    if found != version:
+        rule = f"is a file of version {shown(found)}; this rnope reads version {version}"
         raise UserError(f"{path}: {rule}. Use another folder, or the rnope that wrote it.")
     try:
         return from_plain(cls, data)

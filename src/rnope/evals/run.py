@@ -39,7 +39,7 @@ def evaluate(
     console = console or Console(quiet=True)
     store = Store(out / model.facts.name / suite.name)
     cells = suite.cells()
-    versions = _versions()
+    versions = package_versions()
     with store.locked():
         store.identify(
             Identity(
@@ -189,7 +189,8 @@ def _bar(
         progress.update(task, description=title, completed=sum(map(speed.cell_seconds, cells)))
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """rnope and what may change an answer or a prompt: package -> version."""
     found = {"rnope": __version__}
     for package in PACKAGES:
         try:

@@ -82,7 +82,7 @@ class Store:
             return identity
         there = self.identity()
         before, now = to_plain(replace(there, versions={})), to_plain(replace(identity, versions={}))
-        for field, old, new in _differences(json.loads(json.dumps(before)), json.loads(json.dumps(now))):
+        for field, old, new in differences(json.loads(json.dumps(before)), json.loads(json.dumps(now))):
             rule = f"{self.folder} holds answers of {old!r}"
             raise ConfigError(field, new, rule, "Choose another --out, or --name the model otherwise.")
         return there
@@ -149,13 +149,7 @@ class Store:
 
     def log(self, event: str, **values: Any) -> None:
         """Add a line to the log."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-        with (self.folder / "log.jsonl").open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a kill or a full disk left half a line
-                    file.write(b"\n")
-            file.write(_line(line).encode())
+        append_line(self.folder / "log.jsonl", event, values)
 
     def read_log(self) -> list[dict[str, Any]]:
         """The whole lines of the log; no figure rests on it, so that what a kill or a full disk cut short is passed over."""
@@ -183,6 +177,17 @@ class Store:
             _, *rest = _whole_lines(path)
             lines = [from_plain(Prediction, line) for line in rest]
         return _head(path), {line.index: line for line in lines}
+
+
+def append_line(path: Path, event: str, values: Mapping[str, Any]) -> None:
+    """Add a line to the log `path`, with the time."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a kill or a full disk left half a line
+                file.write(b"\n")
+        file.write(_line(line).encode())
 
 
 def stores(out: Path) -> list[Store]:
@@ -216,9 +221,10 @@ def _whole_lines(path: Path) -> Iterator[Any]:
         yield json.loads(line)
 
 
-def _differences(before: Any, now: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two tables: its dotted name, the old value and the new one."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{field}.{key}" if field else key)
+            yield from differences(before.get(key), now.get(key), f"{field}.{key}" if field else key)
     elif before != now:
         yield field, before, now

@@ -220,6 +220,7 @@ VARIANTS: dict[str, Variant] = {
     "qk-norm": Variant(group=("rope",), qk_norm=True, summary="the baseline with LayerNorm on queries and keys"),
     "nope": Variant(group=("nope",), summary="no positional encoding, full span"),
     "rnope": Variant(group=("nope", "rope"), summary="NoPE and RoPE in turn, all full span"),
+    "rnope-last": Variant(group=("rope", "nope"), summary="RNoPE the other way round: the NoPE layer last, as in RNoPE-SWA"),
     "rnope-10k": Variant(group=("nope", "rope"), theta=1e4, summary="RNoPE fine-tuned with θ 10,000"),
     "rnope-100k": Variant(group=("nope", "rope"), theta=1e5, summary="RNoPE fine-tuned with θ 100,000"),
     "rnope-2m": Variant(group=("nope", "rope"), theta=2e6, summary="RNoPE fine-tuned with θ 2 million"),
@@ -257,6 +258,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "100m": dict(
         num_layers=12, width=768, heads=12, kv_heads=4, head_size=64, ffn_width=2048, vocab_size=32_000,
         window=512, theta=1e4, logit_scale=0.0625, norm_eps=1e-5, init=Init(embedding_std=0.5),
+    ),
+    # The comparison on one GPU: 75 million parameters in the proportions of table 1 (heads of 128, window half of the 4,096
+    # tokens of pretraining, feed-forward 3.5 widths), two groups of four layers. Embedding and logits as in `cpu`.
+    "h200": dict(
+        num_layers=8, width=768, heads=6, kv_heads=2, head_size=128, ffn_width=2688, vocab_size=16_384,
+        window=2048, theta=1e4, logit_scale=0.036, norm_eps=1e-5,
+        init=Init(embedding_std=1.0, embedding_shared_std=1.0, tie_query_key=True),
     ),
     # For tests: grouped heads, both kinds of layer, and shapes that are all different.
     "tiny": dict(

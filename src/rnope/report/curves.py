@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rnope.report import draw, words
+from rnope.report import draw, who, words
 from rnope.report.gate import Gate, arms
 from rnope.results import Point, Results
 
@@ -28,16 +28,19 @@ def curve(results: Results, arm: str, seed: int) -> list[tuple[int, Point]]:
     return sorted(((before.get(p.stage, 0) + p.step, p) for p in points), key=lambda pair: (pair[1].tokens, pair[0]))
 
 
-def learning(gate: Gate, *, failed_only: bool) -> bytes | None:
-    """One panel per arm, one line per seed; `failed_only` keeps the seeds that did not learn the task."""
+def learning(gate: Gate, *, key: str | None, failed_only: bool) -> bytes | None:
+    """One panel per arm of the group `key` (None: of all), one line per seed; `failed_only` keeps the seeds that did not
+    learn the task.
+    """
+    names = arms(gate.results) if key is None else who.group(gate.results, key)
     runs: dict[str, dict[int, list[tuple[int, Point]]]] = {}
     for standing in gate.standings:
         points = curve(gate.results, standing.arm, standing.seed)
-        if points and not (failed_only and standing.competent):
+        if standing.arm in names and points and not (failed_only and standing.competent):
             runs.setdefault(standing.arm, {})[standing.seed] = points
     if not runs:
         return None
-    style = draw.styles(arms(gate.results))
+    style = who.styles(gate.results)
     contexts = sorted({point.context_tokens for seeds in runs.values() for c in seeds.values() for _, point in c})
     across = 1 if len(runs) == 1 else 2
     down = -(-len(runs) // across)

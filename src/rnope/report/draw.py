@@ -32,15 +32,26 @@ _STYLES = {
     "qk-norm": ("#009E73", "P"),
     "nope": ("#444444", "X"),
 }
-_SPARE = (("#999933", "<"), ("#882255", ">"), ("#44AA99", "h"), ("#AA4499", "*"), ("#117733", "p"), ("#332288", "8"))
+_SPARE = (
+    ("#999933", "<"), ("#882255", ">"), ("#44AA99", "h"), ("#AA4499", "*"), ("#117733", "p"), ("#332288", "8"),
+    ("#CC6677", "d"), ("#661100", "H"), ("#6699CC", "1"),
+)  # fmt: skip
 SEGMENTS = {"begin": "#9c9ede", "needle": "#D55E00", "context": "#d9d9d9", "qc": "#7fb3d5"}
 SEED_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)))
 
 
 def styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Arm -> (colour, marker): the same in every figure and every report for arms with a known name."""
+    """Arm -> (colour, marker): the same in every figure and every report for arms with a known name.
+
+    An arm that was fine-tuned looks like what it was before, unless that is among `arms` too.
+    """
     spare = [_SPARE[i % len(_SPARE)] for i in range(len(arms))]
-    return {arm: _STYLES[arm] if arm in _STYLES else spare.pop(0) for arm in arms}
+    found = {}
+    for arm in arms:
+        before = arm.removesuffix("-tuned")
+        name = arm if before in arms else before
+        found[arm] = _STYLES[name] if name in _STYLES else spare.pop(0)
+    return found
 
 
 @contextmanager

@@ -9,7 +9,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rnope.report import words
-from rnope.results import Cell, MassRow, NeedleRow, PairedDifference, Results, Verdict, wilson
+from rnope.results import (
+    Cell,
+    LossRow,
+    MassRow,
+    NeedleRow,
+    PairedDifference,
+    Results,
+    SpreadRow,
+    TaskRow,
+    Verdict,
+    wilson,
+)
 
 THRESHOLD = 9.5
 """What the lower 95 % Wilson bound must reach, of 10, at the trained length (SPEC R)."""
@@ -73,7 +84,7 @@ class Gate:
     """The standings of one results file, and what may be printed under them.
 
     Invariant: nothing that these methods hand out holds a number of a model that did not learn the task, but for
-    its needles at 1× and its controls up to there.
+    its needles at 1×, its controls and its loss on text up to there.
     """
 
     def __init__(self, results: Results) -> None:
@@ -121,6 +132,22 @@ class Gate:
 
     def attention(self) -> tuple[MassRow, ...]:
         return tuple(r for r in self.results.attention if self.open(r.arm, r.seed))
+
+    def spreads(self) -> tuple[SpreadRow, ...]:
+        return tuple(r for r in self.results.spreads if self.open(r.arm, r.seed))
+
+    def tasks(self) -> tuple[TaskRow, ...]:
+        return tuple(r for r in self.results.tasks if self.open(r.arm, r.seed))
+
+    def losses(self) -> tuple[LossRow, ...]:
+        """Rows in full of competent models; of the others only positions up to 1×."""
+        found = []
+        for row in self.results.losses:
+            most = row.context_tokens if self.open(row.arm, row.seed) else self.trained.get((row.arm, row.seed), 0)
+            bins = tuple(one for one in row.bins if one.end <= most)
+            if bins:
+                found.append(replace(row, bins=bins))
+        return tuple(found)
 
     def differences(self) -> tuple[PairedDifference, ...]:
         return tuple(d for d in self.results.differences if self.both(d.a, d.b, d.seed))

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rnope.report import draw, paper, words
+from rnope.report import draw, paper, who, words
 from rnope.report.gate import Gate, arms
 from rnope.results import SEGMENTS, MassRow
 
 
-def groups(gate: Gate) -> dict[tuple[str, str], dict[int, list[MassRow]]]:
+def by_kind(gate: Gate) -> dict[tuple[str, str], dict[int, list[MassRow]]]:
     """(arm, layer kind) -> context length -> rows of the competent seeds, arms in their order."""
     order = arms(gate.results)
     found: dict[tuple[str, str], dict[int, list[MassRow]]] = {}
@@ -23,25 +23,24 @@ def mean(rows: Sequence[MassRow], segment: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def variant(gate: Gate, arm: str) -> str:
-    return next((model.variant for model in gate.results.models if model.arm == arm), arm)
-
-
-def attention(gate: Gate) -> bytes | None:
-    """A row of bars per arm and layer kind: ours by length on the left, the paper's nearest model on the right."""
-    found = groups(gate)
+def attention(gate: Gate, key: str) -> bytes | None:
+    """A row of bars per arm of the group `key` and layer kind: ours by length on the left, the paper's nearest model on
+    the right.
+    """
+    names = who.group(gate.results, key)
+    found = {own: lengths for own, lengths in by_kind(gate).items() if own[0] in names}
     if not found:
         return None
     trained = {m.arm: m.trained_tokens for m in gate.results.models}
     with draw.look():
-        figure, axes = draw.new(draw.WIDTH, 1.35 * len(found) + 0.7, len(found), 2, width_ratios=(1.15, 1))
+        figure, axes = draw.new(draw.WIDTH, 1.15 * len(found) + 0.7, len(found), 2, width_ratios=(1.15, 1))
         for place, ((arm, kind), lengths) in enumerate(found.items()):
             ours, theirs = axes[2 * place], axes[2 * place + 1]
             labels = [f"{words.times(n / trained[arm])}  {words.short_tokens(n)}" for n in lengths]
             _bars(ours, labels, [{s: mean(rows, s) for s in SEGMENTS} for rows in lengths.values()])
             ours.set_title(f"{draw.visible(arm)}: {kind} layers", fontsize=9.5)
-            name = paper.counterpart(variant(gate, arm))
-            known = [(length, m) for length in paper.LENGTHS if (m := paper.mass(variant(gate, arm), kind, length))]
+            name = who.nearest(gate.results, arm)
+            known = [] if name is None else [(n, m) for n in paper.LENGTHS if (m := paper.masses(name, kind, n))]
             if known:
                 _bars(theirs, [length for length, _ in known], [m for _, m in known])
                 position = "NoPE" if kind.startswith("nope") else "RoPE"
@@ -54,8 +53,8 @@ def attention(gate: Gate) -> bytes | None:
         for axis in axes[-2:]:
             axis.set_xlabel("share of attention mass")
         handles = [draw.patch(colour) for colour in draw.SEGMENTS.values()]
-        names = ["begin (first 10 tokens)", "needle", "context", "question and completion"]
-        figure.legend(handles, names, loc="outside upper center", ncols=4, fontsize=8.5)
+        segments = ["begin (first 10 tokens)", "needle", "context", "question and completion"]
+        figure.legend(handles, segments, loc="outside upper center", ncols=4, fontsize=8.5)
         return draw.png(figure)
 
 

@@ -104,7 +104,13 @@ Context Length | Model | NoPE begin | NoPE needle | NoPE context | NoPE qc | RoP
 128k | RNoPE-10k-swa | 0.2760 | 0.0467 | 0.6615 | 0.0159 | -      | -      | -      | -
 """)  # fmt: skip
 
-TABLES = (TABLE_2, TABLE_3, TABLE_4, TABLE_5, TABLE_6, TABLE_7, TABLE_8)
+TABLE_9 = _table(9, "entropy in bits of the aggregated attention distribution", """
+Model   | 8k    | 32k   | 128k
+RoPE    | 6.02  | 6.95  | 7.62
+QK-Norm | 10.71 | 12.46 | 14.14
+""")  # fmt: skip
+
+TABLES = (TABLE_2, TABLE_3, TABLE_4, TABLE_5, TABLE_6, TABLE_7, TABLE_8, TABLE_9)
 
 # Raw NIAH scores, from the captions of figures 1 and 2: trained to 128k, so that 256k is twice the trained length.
 RAW_SCORES = {"Baseline": {"128k": "9.99", "256k": "8.25"}, "RNope-SWA": {"128k": "9.99", "256k": "9.97"}}
@@ -134,6 +140,10 @@ _COUNTERPARTS = {
 _RAW = {"rope": "Baseline", "rnope-swa": "RNope-SWA"}
 
 
+WITH_MASSES = tuple(dict.fromkeys(row[1] for table in (TABLE_3, TABLE_8) for row in table.rows))
+"""The models of which the paper prints attention masses."""
+
+
 def mass(variant: str, kind: str, length: str) -> dict[str, float] | None:
     """The paper's attention masses for the layers of `kind` in the model nearest to `variant`; None: it has none.
 
@@ -142,7 +152,13 @@ def mass(variant: str, kind: str, length: str) -> dict[str, float] | None:
         kind: a `LayerSpec.kind`; only its position counts here.
         length: one of `LENGTHS`.
     """
-    model, position = _COUNTERPARTS.get(variant), "NoPE" if kind.startswith("nope") else "RoPE"
+    model = _COUNTERPARTS.get(variant)
+    return None if model is None else masses(model, kind, length)
+
+
+def masses(model: str, kind: str, length: str) -> dict[str, float] | None:
+    """The same for a model by the name that tables 3 and 8 have for it."""
+    position = "NoPE" if kind.startswith("nope") else "RoPE"
     for table in (TABLE_8, TABLE_3):
         columns = SEGMENTS if table is TABLE_3 else tuple(f"{position} {segment}" for segment in SEGMENTS)
         for row in table.rows:
@@ -155,6 +171,11 @@ def mass(variant: str, kind: str, length: str) -> dict[str, float] | None:
 def counterpart(variant: str) -> str | None:
     """The model of tables 3 and 8 that `variant` is set beside."""
     return _COUNTERPARTS.get(variant)
+
+
+def name(variant: str) -> str | None:
+    """The model of the paper's tables that `variant` itself is; None: it is of none."""
+    return "RNope-SWA" if variant == "rnope-swa" else _COUNTERPARTS.get(variant)
 
 
 def raw_scores(variant: str) -> tuple[str, dict[str, str]] | None:

@@ -56,10 +56,6 @@ def facts(caption: str, data: dict[str, object]) -> Table | None:
     return table(caption, ["", "value"], [[name, words.plain(value)] for name, value in data.items()], prose=True)
 
 
-def papers(source: paper.PaperTable) -> Table:
-    return table(f"Paper, table {source.number}: {source.title}", source.columns, source.rows)
-
-
 def paper_raw() -> Table:
     rows = [[name, *by_length.values()] for name, by_length in paper.RAW_SCORES.items()]
     return table("Paper, figures 1 and 2: raw NIAH scores", ["Model", "up to 128k", "up to 256k"], rows)

@@ -1,10 +1,10 @@
 """The page's order and its prose: results, through the gate, to sections of blocks."""
 
 from collections.abc import Collection
-from textwrap import dedent
+from itertools import groupby
 
-from rnope.report import paper, records, tables, words
-from rnope.report.blocks import Block, Items, Listing, Picture, Section, Text
+from rnope.report import balance, forms, losses, measures, paper, records, tables, tasks, who, words
+from rnope.report.blocks import Block, Cell, Items, Listing, Picture, Section, Text, table
 from rnope.report.gate import THRESHOLD, Gate, arms
 
 QUOTED = 4
@@ -37,14 +37,17 @@ def sections(gate: Gate, figures: Collection[str]) -> tuple[Section, ...]:
         figures: names of the figures that were drawn.
     """
     made = [
-        _section("claims", "Claims and verdicts", [tables.verdicts(gate) if gate.results.verdicts else None,
-                                                   tables.arm_list(gate)]),
+        _section("claims", "Claims and verdicts", [*tables.verdicts(gate),
+                                                   *tables.arm_list(gate)]),
+        _forms(gate),
         _length(gate, figures),
-        _section("heat", "Needle by depth and length", [_heat(gate, figures), tables.raw(gate)]),
+        _section("heat", "Needle by depth and length", [*_each(gate, figures, _HEAT), tables.raw(gate)]),
         _controls(gate),
         _learning(gate, figures),
         _failed(gate, figures),
         _attention(gate, figures),
+        _loss(gate, figures),
+        _tasks(gate),
         _cost(gate, figures),
         _layers(gate),
         _paper(),
@@ -77,21 +80,46 @@ def _length(gate: Gate, figures: Collection[str]) -> Section:
         ))  # fmt: skip
     else:
         blocks.append(Text("No model learned the task, so there is no score against length to show.", "withheld"))
-    blocks += [tables.scores(gate), tables.differences(gate)]
+    blocks += [*tables.scores(gate), tables.differences(gate)]
     if gate.withheld():
         blocks += [Text("Differences held back:", "withheld"), Items(gate.withheld(), "withheld")]
     return _section("length", "Score against context length", blocks)
 
 
-def _heat(gate: Gate, figures: Collection[str]) -> Block | None:
-    if "heat" not in figures:
-        return None
-    return Picture(
-        name="heat",
-        alt="Heat maps of needle score by depth and context length, one per competent arm",
-        caption="Score by depth of the needle (0 % is the start of the context) and context length, competent seeds "
-        "together. Grey: not run. The black line stands after the arm's trained length.",
-    )
+_HEAT = Picture(
+    name="heat",
+    alt="Heat maps of needle score by depth and context length, one per competent arm",
+    caption="Score by depth of the needle (0 % is the start of the context) and context length, competent seeds "
+    "together. Grey: not run. The black line stands after the arm's trained length.",
+)
+
+
+def _each(gate: Gate, figures: Collection[str], one: Picture) -> list[Block]:
+    """`one` for every group of arms that it was drawn for; what it shows is said once."""
+    made: list[Block] = []
+    for group in who.groups(gate.results):
+        name = who.named(one.name, group.key)
+        if name in figures:
+            caption = " ".join(filter(None, [f"{group.title}." if group.title else "", "" if made else one.caption]))
+            made.append(Picture(name=name, alt=who.titled(one.alt, group), caption=caption))
+    return made
+
+
+_TABLES = (
+    "Each table of the paper in its own form: ours, then the paper's. The recipe says which arm stands for which of the "
+    "paper's models; where it does not, the longest trained of a variant does. The paper's lengths are those at the same "
+    "multiple of its pretraining length, 8,192 tokens. Its models have 8 billion parameters and 0.75 to 5 trillion training "
+    "tokens: none of its numbers is comparable with ours in size, only in direction."
+)
+_TASKS = (
+    "RULER's retrieval tasks that can be said in the words of the needles; the others are not in the language that these "
+    "models were taught. Scores of 100, as RULER has them, only of models that learned the task."
+)
+
+
+def _forms(gate: Gate) -> Section:
+    found = forms.tables(gate) if gate.results.models else []
+    return _section("tables", "Tables 2 to 9, ours beside the paper's", [Text(_TABLES), *found] if found else [])
 
 
 def _controls(gate: Gate) -> Section:
@@ -103,17 +131,18 @@ def _controls(gate: Gate) -> Section:
     return _section("controls", "Controls and unseen keys", [Text(text), found] if found else [])
 
 
+_LEARNING = Picture(
+    name="learning",
+    alt="Running score against training steps for every arm and seed, with the curriculum below",
+    caption="Running score on the needles of the training rows against training steps. The strips below give the context "
+    "length in tokens at each step, and a thin line marks each change; ✗: the seed did not learn the task.",
+)
+
+
 def _learning(gate: Gate, figures: Collection[str]) -> Section:
     counts = "; ".join(f"{arm}: {gate.learned(arm)}" for arm in arms(gate.results))
     blocks: list[Block | None] = [Text(f"{counts}. Seeds that stayed on the plateau are counted, none is dropped.")]
-    if "learning" in figures:
-        blocks.append(Picture(
-            name="learning",
-            alt="Running score against training steps for every arm and seed, with the curriculum below",
-            caption="Running score on the needles of the training rows against training steps. The strips below give "
-            "the context length in tokens at each step, and a thin line marks each change; ✗: the seed did not learn "
-            "the task.",
-        ))  # fmt: skip
+    blocks += _each(gate, figures, _LEARNING)
     blocks += [tables.learned(gate), tables.stages(gate)]
     return _section("learning", "Learning curves, and who learned", blocks if gate.standings else [])
 
@@ -135,18 +164,54 @@ def _failed(gate: Gate, figures: Collection[str]) -> Section:
     return _section("not-learned", "Did not learn the task", blocks)
 
 
+_ATTENTION = Picture(
+    name="attention",
+    alt="Stacked bars of attention mass by layer kind and context length, ours beside the paper's",
+    caption="Where the question and completion look, by layer kind: ours (mean over competent seeds) beside the nearest "
+    "model of the paper's tables 3 and 8. “Out of reach”: the window cannot see the needle, so that its mass is blank "
+    "and not 0.",
+)
+_SPREAD = Picture(
+    name="spread",
+    alt="Attention over positions, the baseline against QK-Norm, a panel per context length",
+    caption="Attention of the question's and completion's rows over positions, as the paper's figure 3 has it: the mean "
+    "over samples, layers, heads and rows, without the first 10 tokens and the last 3 %, as a moving average of as many "
+    "tokens as each panel says. Below, the same in logarithms. Thin: single seeds.",
+)
+_SPREAD_KINDS = Picture(
+    name="spread-kinds",
+    alt="Attention over positions by layer kind, a row of panels per arm",
+    caption="The same by layer kind, of arms that stand for the paper's models and have several. A line ends where a "
+    "window ends.",
+)
+
+
 def _attention(gate: Gate, figures: Collection[str]) -> Section:
-    blocks: list[Block | None] = []
-    if "attention" in figures:
-        blocks.append(Picture(
-            name="attention",
-            alt="Stacked bars of attention mass by layer kind and context length, ours beside the paper's",
-            caption="Where the question and completion look, by layer kind: ours (mean over competent seeds) beside "
-            "the nearest model of the paper's tables 3 and 8. “Out of reach”: the window cannot see the needle, so that "
-            "its mass is blank and not 0.",
-        ))  # fmt: skip
-    blocks.append(tables.needle_mass(gate))
+    drawn = [picture for picture in (_SPREAD, _SPREAD_KINDS) if picture.name in figures]
+    blocks: list[Block | None] = [
+        *_each(gate, figures, _ATTENTION),
+        *drawn,
+        measures.uniform(gate),
+        *measures.tables(gate),
+    ]
     return _section("attention", "Attention mass beside the paper's", blocks)
+
+
+def _loss(gate: Gate, figures: Collection[str]) -> Section:
+    blocks: list[Block | None] = []
+    if "loss" in figures:
+        blocks.append(Picture(
+            name="loss",
+            alt="Loss on held-out text against the position in the context, a panel per group of arms",
+            caption="Loss on held-out text against position, in windows of the longest length asked. Grey bands: trained "
+            "lengths. Shaded: the 95 % interval over windows, of arms with one seed.",
+        ))  # fmt: skip
+    return _section("loss", "Loss by position", [*blocks, *losses.tables(gate)])
+
+
+def _tasks(gate: Gate) -> Section:
+    found = tasks.tables(gate)
+    return _section("tasks", "RULER's tasks", [Text(_TASKS), *found] if found else [])
 
 
 def _cost(gate: Gate, figures: Collection[str]) -> Section:
@@ -158,29 +223,27 @@ def _cost(gate: Gate, figures: Collection[str]) -> Section:
             caption="Keys and values held, and FLOPs of a prefill, against context length. Arms that cost the same "
             "share a line.",
         ))  # fmt: skip
-    return _section("cost", "What each arm costs", [*blocks, tables.costs(gate)])
+    return _section("cost", "What each arm costs", [*blocks, *balance.tables(gate)])
 
 
 def _layers(gate: Gate) -> Section:
-    blocks: list[Block | None] = []
+    rows: list[list[Cell | str]] = []
     for arm in arms(gate.results):
-        model = next((m for m in gate.results.models if m.arm == arm), None)
+        model = who.model(gate.results, arm)
         if model is not None:
-            opens = "opens only with rnope" if model.model_type == "rnope" else "opens in transformers"
-            title = f"{arm}: variant {model.variant}; model_type {model.model_type}, {opens}"
-            blocks.append(Listing(title, dedent("\n".join(model.layers))))
-    blocks.append(records.folders(gate))
-    return _section("layers", "Layers of each arm", blocks)
+            opens = "only with rnope" if model.model_type == "rnope" else "in transformers"
+            runs = [(line.strip(), len(list(same))) for line, same in groupby(model.layers)]
+            text = "; ".join(line if count == 1 else f"{count} × {line}" for line, count in runs)
+            rows.append([tables.arm_cell(gate, arm), model.variant, f"{model.model_type}: opens {opens}", text])
+    found = table("", ["arm", "variant", "model_type", "layers, first to last"], rows, prose=True) if rows else None
+    return _section("layers", "Layers of each arm", [found, records.folders(gate)])
 
 
 def _paper() -> Section:
-    text = (
-        f"The paper's models have 8 billion parameters and 0.75 to 5 trillion training tokens; none of its numbers is "
-        f"comparable with ours in size, only in direction. {paper.CITATION}."
+    text = f"What else the paper gives, beside its tables 2 to 9 above: {paper.CITATION}."
+    return _section(
+        "paper", "The paper's raw scores and costs", [Text(text), records.paper_raw(), records.paper_cost()]
     )
-    chosen = (paper.TABLE_2, paper.TABLE_6, paper.TABLE_7, paper.TABLE_4)
-    blocks: list[Block | None] = [Text(text), records.paper_raw(), *map(records.papers, chosen), records.paper_cost()]
-    return _section("paper", "The paper's own long-context numbers", blocks)
 
 
 def _scale(gate: Gate) -> Section:
@@ -212,5 +275,11 @@ def _how(gate: Gate) -> Section:
     blocks.append(records.trials(gate) or Text("No sweep was recorded: no trial is in the results file."))
     blocks.append(records.facts("Provenance", results.provenance))
     if results.recipe:
-        blocks.append(Listing("The recipe as resolved", words.pretty(results.recipe), folded=True))
+        blocks.append(
+            Listing(
+                "The recipe as resolved; what all arms have alike in a stage stands under stages",
+                words.recipe(results.recipe),
+                folded=True,
+            )
+        )
     return _section("how", "How it was obtained", blocks)

@@ -1,12 +1,12 @@
 """The tables of the report: rows of the results, formatted, each score with its n, seed and interval."""
 
-from rnope import units
-from rnope.report import draw, paper, words
+from collections.abc import Iterable, Sequence
+
+from rnope.report import paper, who, words
 from rnope.report.blocks import Cell, Table, table
 from rnope.report.curves import offsets
-from rnope.report.gate import THRESHOLD, Gate, arms
-from rnope.report.masses import groups, variant
-from rnope.results import SEGMENTS, NeedleRow, wilson
+from rnope.report.gate import THRESHOLD, Gate
+from rnope.results import NeedleRow, wilson
 
 ROW_NAMES = {
     "no-needle": "no needle in the context: must be near 0",
@@ -15,8 +15,12 @@ ROW_NAMES = {
 }
 
 
+MANY = 24
+"""Longer tables of single seeds are closed until a reader opens them."""
+
+
 def arm_cell(gate: Gate, arm: str, small: str = "") -> Cell:
-    return Cell(arm, small, colour=draw.styles(arms(gate.results)).get(arm, ("#777777", ""))[0])
+    return Cell(arm, small, colour=who.styles(gate.results).get(arm, ("#777777", ""))[0])
 
 
 def _score_cell(row: NeedleRow) -> Cell:
@@ -27,51 +31,114 @@ def _spread(row: NeedleRow) -> str:
     return f"{words.interval(row.low, row.high)}\nn {row.n:,}"
 
 
-def verdicts(gate: Gate) -> Table:
+def seeds_said(seeds: Iterable[int]) -> str:
+    """seed 0; seeds 0, 1, 2"""
+    found = sorted(set(seeds))
+    return f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+
+
+def folded_score(rows: Sequence[NeedleRow]) -> Cell:
+    """One length of one arm: of one seed its score with its interval, of several their mean and range."""
+    if not rows:
+        return Cell("")
+    if len(rows) == 1:
+        return _score_cell(rows[0])
+    scores = [row.score for row in rows]
+    value = sum(scores) / len(scores)
+    small = f"seeds {words.bounds(scores, 2)}\nn {sum(row.n for row in rows):,}"
+    return Cell(words.score(value), small, f"s{min(10, max(0, round(value)))}")
+
+
+def verdicts(gate: Gate) -> list[Table]:
+    """Every claim with its rule and reason; where there are many, first a short list."""
     marks = {"shown": "✓ shown", "not shown": "✗ not shown", "not testable": "– not testable"}
-    rows = [
-        [
+    lines = [
+        (
             Cell(v.claim),
             Cell(v.rule),
             Cell(marks.get(v.verdict, v.verdict), tone=v.verdict.replace(" ", "-") if v.verdict in marks else ""),
             Cell(v.because),
-        ]
+        )
         for v in gate.verdicts()
     ]
-    return table("", ["claim", "rule, fixed before the run", "verdict", "because"], rows, prose=True)
-
-
-def arm_list(gate: Gate) -> Table:
-    rows: list[list[Cell | str]] = [
-        [arm_cell(gate, arm), gate.results.arms.get(arm, ""), gate.learned(arm)] for arm in arms(gate.results)
+    if not lines:
+        return []
+    head = ["claim", "rule, fixed before the run", "verdict", "because"]
+    if len(lines) <= MANY:
+        return [table("", head, lines, prose=True)]
+    return [
+        table("", ["claim", "verdict"], [(claim, verdict) for claim, _, verdict, _ in lines], prose=True),
+        table("Every claim with its rule and what was found", head, lines, prose=True, folded=True),
     ]
-    return table("The arms", ["arm", "what it is", "seeds"], rows, prose=True)
 
 
-def scores(gate: Gate) -> Table | None:
-    """Score at every length, a line per competent arm and seed."""
+def arm_list(gate: Gate) -> list[Table]:
+    """What each arm is, a table per group."""
+    return [
+        table(
+            found.title or "The arms",
+            ["arm", "what it is", "seeds"],
+            [[arm_cell(gate, arm), _described(gate, arm), gate.learned(arm)] for arm in found.arms],
+            prose=True,
+        )
+        for found in who.groups(gate.results)
+    ]
+
+
+def _described(gate: Gate, arm: str) -> Cell:
+    stands = [model for model, own in who.stands_for(gate.results).items() if own == arm]
+    return Cell(gate.results.arms.get(arm, ""), f"stands for the paper's {stands[0]}" if stands else "")
+
+
+def scores(gate: Gate) -> list[Table]:
+    """Score at every length: a line per competent arm, its seeds folded, and then one per seed."""
     found = gate.needles()
     if not found:
-        return None
-    lengths = sorted({row.context_tokens for row in found})
+        return []
+    several = len({(row.arm, row.seed) for row in found}) > len({row.arm for row in found})
+    tables = []
+    for group in who.groups(gate.results) if several else ():
+        own = [row for row in found if row.arm in group.arms]
+        if own:
+            head, note = _score_head(gate, own)
+            rows = []
+            for arm in dict.fromkeys(arm for arm in group.arms if gate.seeds(arm)):
+                one = max(gate.trained[arm, seed] for seed in gate.seeds(arm))
+                name = arm_cell(gate, arm, f"{seeds_said(gate.seeds(arm))}; 1× = {words.tokens(one)}")
+                mine = [row for row in own if row.arm == arm]
+                rows.append([name, *(folded_score([r for r in mine if r.context_tokens == n]) for n in head)])
+            title = who.titled("Needles found, by context length", group)
+            said = (
+                f"Score of 10: the mean over seeds and their range, or one seed with its 95 % Wilson interval. {note}"
+            )
+            tables.append(table(title, ["arm", *head.values()], rows, said))
+    head, note = _score_head(gate, found)
     at = {(row.arm, row.seed, row.context_tokens): row for row in found}
     rows = []
     for s in gate.standings:
         if s.competent:
             one = gate.trained[s.arm, s.seed]
-            cells = [at.get((s.arm, s.seed, n)) for n in lengths]
+            cells = [at.get((s.arm, s.seed, n)) for n in head]
             name = arm_cell(gate, s.arm, f"seed {s.seed}; 1× = {words.tokens(one)}")
             rows.append([name, *(Cell("") if row is None else _score_cell(row) for row in cells)])
+    title = "Needles found, seed by seed" if several else "Needles found, by context length"
+    note = f"Score of 10, then 95 % Wilson interval and number of answers. {note}"
+    tables.append(table(title, ["arm and seed", *head.values()], rows, note, folded=several))
+    return tables
+
+
+def _score_head(gate: Gate, rows: Sequence[NeedleRow]) -> tuple[dict[int, Cell], str]:
+    """Length -> head of its column; and what there is to say of the lengths."""
     base = min(gate.trained.values())
-    head = [Cell("arm and seed"), *(Cell(words.tokens(n), words.times(n / base)) for n in lengths)]
-    repeats = sorted({(r.context_tokens, r.haystack_repeats) for r in found if r.haystack_repeats > 1})
-    note = f"Score of 10, then 95 % Wilson interval and number of answers. × counts {words.tokens(base)} tokens."
+    head = {n: Cell(words.tokens(n), words.times(n / base)) for n in sorted({row.context_tokens for row in rows})}
+    note = f"× counts {words.tokens(base)} tokens."
+    repeats = sorted({(r.context_tokens, r.haystack_repeats) for r in rows if r.haystack_repeats > 1})
     if repeats:
         longest = f"{words.times(repeats[-1][1])} at {words.tokens(repeats[-1][0])} tokens"
         note += (
             f" Haystacks of {words.tokens(repeats[0][0])} tokens and more repeat the held-out text (up to {longest})."
         )
-    return table("Needles found, by context length", head, rows, note)
+    return head, note
 
 
 def differences(gate: Gate) -> Table | None:
@@ -98,7 +165,8 @@ def differences(gate: Gate) -> Table | None:
         "First arm minus second on the same contexts, then the 95 % bootstrap interval over contexts and the length in "
         "multiples of the longer of the two trained lengths. The primary endpoints, named in advance, are 2× and 16×."
     )
-    return table("Paired differences in score", ["pair", *(words.tokens(n) for n in lengths)], rows, note)
+    head = ["pair", *(words.tokens(n) for n in lengths)]
+    return table("Paired differences in score", head, rows, note, folded=len(rows) > MANY)
 
 
 def raw(gate: Gate) -> Table | None:
@@ -118,7 +186,7 @@ def raw(gate: Gate) -> Table | None:
             reached = any(r.context_tokens == most * gate.trained[s.arm, s.seed] for r in upto)
             text = words.score(10 * hits / n) if n and reached else ""
             line.append(Cell(text, f"{words.interval(10 * low, 10 * high)}\nn {n:,}" if text else ""))
-        kind = variant(gate, s.arm)
+        kind = who.variant(gate.results, s.arm)
         longest = max(m.trained_tokens for m in gate.results.models if m.variant == kind)
         theirs = paper.raw_scores(kind) if gate.trained[s.arm, s.seed] == longest else None
         line += [Cell(theirs[1][x], theirs[0]) if theirs else "" for x in ("128k", "256k")]
@@ -131,7 +199,7 @@ def raw(gate: Gate) -> Table | None:
         "beside the arm of that layout with the longest training context: both of the paper's models were extended to 128k "
         "first."
     )
-    return table("Raw needle scores", head, rows, note)
+    return table("Raw needle scores", head, rows, note, folded=len(rows) > MANY)
 
 
 def side_rows(gate: Gate) -> Table | None:
@@ -153,7 +221,9 @@ def side_rows(gate: Gate) -> Table | None:
     heads = [Cell(f"{row}, {words.tokens(length)}", ROW_NAMES.get(row, "")) for row, length in columns]
     guesses = sorted({words.score(r.guess) for r in gate.side_rows()})
     note = f"Score of 10, 95 % Wilson interval, number of answers. Guess level: {words.listed(guesses)}."
-    return table("Controls and harder rows", ["arm and seed", *heads], rows, note) if rows else None
+    if not rows:
+        return None
+    return table("Controls and harder rows", ["arm and seed", *heads], rows, note, folded=len(rows) > MANY)
 
 
 def learned(gate: Gate) -> Table | None:
@@ -182,7 +252,7 @@ def learned(gate: Gate) -> Table | None:
         "tokens",
         "training",
     ]
-    return table("Who learned the task", head, rows) if rows else None
+    return table("Who learned the task", head, rows, folded=len(rows) > MANY) if rows else None
 
 
 def stages(gate: Gate) -> Table | None:
@@ -215,69 +285,3 @@ def stages(gate: Gate) -> Table | None:
         "curriculum: length reached", "held-out loss, nats a token",
     ]  # fmt: skip
     return table("Every stage as it was run", head, rows, folded=True) if rows else None
-
-
-def needle_mass(gate: Gate) -> Table | None:
-    """Needle mass per layer kind and length: ours, its uniform share, and the paper's at the same place."""
-    trained = {m.arm: m.trained_tokens for m in gate.results.models}
-    rows: list[list[Cell | str]] = []
-    for (arm, kind), lengths in groups(gate).items():
-        theirs = [paper.mass(variant(gate, arm), kind, length) for length in paper.LENGTHS]
-        for place, (length, seeds) in enumerate(lengths.items()):
-            other = theirs[place] if len(lengths) == len(theirs) else None
-            for row in seeds:
-                needle, uniform = row.mass.get("needle"), row.uniform.get("needle")
-                fold = "" if needle is None or not uniform else f"{needle / uniform:,.1f} times uniform"
-                rows.append(
-                    [
-                        arm_cell(gate, arm, f"seed {row.seed}; n {row.n}"),
-                        kind,
-                        Cell(words.tokens(length), words.times(length / trained[arm])),
-                        *(Cell(words.share(row.mass.get(s)), words.share(row.uniform.get(s))) for s in SEGMENTS),
-                        fold if needle is not None else "out of reach",
-                        f"{row.best_head_needle:.3f}" if needle is not None else "",
-                        Cell(
-                            f"{other['needle']:.4f}", f"{paper.counterpart(variant(gate, arm))}, {paper.LENGTHS[place]}"
-                        )
-                        if other
-                        else "",
-                    ]
-                )
-    head = [
-        "arm and seed", "layers", "context, tokens", *SEGMENTS, "needle against uniform", "needle, best head",
-        "needle, paper",
-    ]  # fmt: skip
-    note = (
-        "Mass of the question's and completion's rows; below each, the uniform share (segment length over context "
-        "length). Blank where a window cannot reach. The paper's lengths (8k, 32k, 128k) stand at 1×, 4× and 16× of "
-        "its pretraining context. It prints no masses for RNope-SWA; RNoPE-10k-swa is its nearest model."
-    )
-    return table("Attention mass in numbers", head, rows, note, folded=True) if rows else None
-
-
-def costs(gate: Gate) -> Table | None:
-    """What each arm costs; the same for each of its seeds but for time."""
-    lengths = sorted({int(n) for m in gate.results.models for n in m.cache_bytes})
-    picked = [lengths[0], lengths[len(lengths) // 2], lengths[-1]] if len(lengths) > 3 else lengths
-    rows: list[list[Cell | str]] = []
-    for arm in arms(gate.results):
-        models = [m for m in gate.results.models if m.arm == arm]
-        if not models:
-            continue
-        model = models[0]
-        spent = [f"{sum(stage.seconds for stage in m.stages):.0f}" for m in models]
-        line: list[Cell | str] = [arm_cell(gate, arm, model.model_type), f"{model.parameters:,}"]
-        for n in map(str, picked):
-            cache, prefill = model.cache_bytes.get(n), model.prefill_flops.get(n)
-            line.append(
-                Cell("" if cache is None else units.size(cache), "" if prefill is None else units.flops(prefill))
-            )
-        line.append(Cell(" / ".join(spent), "seeds " + ", ".join(str(m.seed) for m in models)))
-        line.append(model.setting)
-        rows.append(line)
-    head: list[Cell | str] = [
-        "arm", "parameters", *(Cell(f"at {words.tokens(n)} tokens", "cache, then prefill") for n in picked),
-        "training, seconds", "setting, from the sweep",
-    ]  # fmt: skip
-    note = "Cache: keys and values per sequence at 2 bytes a value. Both are counted from the layers, not measured."
-    return table("Cost of each arm", head, rows, note) if rows else None

@@ -29,6 +29,17 @@ def interval(low: float, high: float) -> str:
     return f"{low:.2f}–{high:.2f}"
 
 
+def bounds(values: list[float], digits: int = 4) -> str:
+    """The lowest and the highest, once if they print alike."""
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return low if low == high else f"{low}–{high}"
+
+
+def brief_seconds(value: float) -> str:
+    """0.0123 -> 12.3 ms, 3.21 -> 3.21 s."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
 def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
@@ -66,5 +77,43 @@ def listed(items: list[str], last: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else ""
 
 
-def pretty(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False)
+def pretty(table: dict[str, Any]) -> str:
+    """JSON, a line for each entry of `table` and each item of its lists of tables; what is empty is left out."""
+    lines = []
+    for key, value in _filled(table).items():
+        items = value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else None
+        head = f"{json.dumps(key, ensure_ascii=False)}: "
+        if items is None:
+            lines.append(head + json.dumps(value, ensure_ascii=False))
+        else:
+            lines += [head + "[", *(f"  {json.dumps(item, ensure_ascii=False)}," for item in items), "]"]
+    return "\n".join(lines)
+
+
+def recipe(resolved: dict[str, Any]) -> str:
+    """A recipe of a comparison as JSON: what a stage says alike for all arms once, and the rest with each arm."""
+    arms = resolved.get("arms", ())
+    versions: dict[str, list[dict[str, Any]]] = {}
+    for stage in (stage for arm in arms for stage in arm.get("stages", ())):
+        versions.setdefault(stage["name"], []).append(stage)
+    alike = {
+        name: {key: value for key, value in found[0].items() if all(other.get(key) == value for other in found)}
+        for name, found in versions.items()
+    }
+    if not alike:
+        return pretty(resolved)
+    own = [
+        {**arm, "stages": [
+            {"name": stage["name"]} | {key: value for key, value in stage.items() if key not in alike[stage["name"]]}
+            for stage in arm["stages"]
+        ]}
+        for arm in arms
+    ]  # fmt: skip
+    return pretty({**resolved, "stages": list(alike.values()), "arms": own})
+
+
+def _filled(value: Any) -> Any:
+    """`value` without entries of tables that are null or empty."""
+    if isinstance(value, dict):
+        return {key: _filled(item) for key, item in value.items() if item is not None and item not in ("", [], {}, ())}
+    return [_filled(item) for item in value] if isinstance(value, (list, tuple)) else value

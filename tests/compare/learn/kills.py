@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rnope.compare.chain import layers_in
 from rnope.compare.learn import stage
-from rnope.compare.learn.stage import Training, layers_in, run_stage
+from rnope.compare.learn.stage import Training, run_stage
 from rnope.config import Optimizer, Stage
 from rnope.data.needles import WORDS, NeedleTask
 from rnope.model.decoder import Decoder

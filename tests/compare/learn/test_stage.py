@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from rnope.compare.chain import layers_in
 from rnope.compare.learn import stage as loop
 from rnope.compare.learn.checkpoint import Progress, load_checkpoint
 from rnope.compare.learn.optim import build_optimizers
-from rnope.compare.learn.stage import layers_in, run_stage, step_generator, validation_loss
+from rnope.compare.learn.stage import run_stage, step_generator, validation_loss
 from rnope.model.spec import LayerSpec
 
 

@@ -65,7 +65,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of another kind, which are refused in any case
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes torch raise nearly anything, KeyError and EOFError too
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a checkpoint ({why}). {remedy}") from None

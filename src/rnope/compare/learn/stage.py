@@ -9,12 +9,13 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -22,8 +23,8 @@ from rnope import config
 from rnope.compare.learn.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from rnope.compare.learn.optim import build_optimizers, rate_scale, set_rates, step_if_finite
 from rnope.data.needles import Ids, NeedleTask, TrainingRows
+from rnope.kernels import IGNORED, cross_entropy
 from rnope.model.decoder import Decoder
-from rnope.model.spec import LayerSpec, ModelConfig
 
 LOG_STEPS = 10
 CHECKPOINT_STEPS = 50
@@ -38,19 +39,7 @@ class Training:
     optimizer: config.Optimizer
     learning_rate: float
     seed: int
-
-
-def layers_in(config_: ModelConfig, stage: config.Stage) -> tuple[LayerSpec, ...]:
-    """The model's layers as `stage` changes them: theta and window of RoPE layers, window of windowed ones (T5)."""
-
-    def changed(spec: LayerSpec) -> LayerSpec:
-        theta = stage.theta if stage.theta and spec.theta else spec.theta
-        window = stage.window if stage.window and spec.window else spec.window
-        if stage.rope_window and spec.position == "rope":
-            window = stage.rope_window
-        return replace(spec, theta=theta, window=window)
-
-    return tuple(changed(spec) for spec in config_.layers)
+    execution: config.Execution = field(default_factory=config.Execution)
 
 
 def run_stage(
@@ -61,17 +50,20 @@ def run_stage(
     *,
     before: Path | None = None,
     tick: Callable[[int], None] = lambda steps: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Train `model` in place through `stage`, or go on where ``folder/checkpoint.pt`` left off.
 
-    Leaves ``checkpoint.pt`` and ``log.jsonl`` in `folder`. Killed at any moment and run again, it ends with the same
-    weights, bit for bit (one thread, one machine).
+    Leaves ``checkpoint.pt`` and ``log.jsonl`` in `folder`. Killed or stopped at any moment and run again, it ends with
+    the same weights, bit for bit (one thread of one machine's processor).
 
     Args:
-        model: with `layers_in` of the stage already in its config.
+        model: on its device and in its precision (`rnope.parallel.apply`), with `layers_in` of the stage already in its
+            config.
         before: the checkpoint of the stage before, whose weights and (unless the stage resets it) optimizer state are
             carried over.
         tick: told the number of steps done since it was told last.
+        stop: asked after every step; once it says yes, the stage is left at a checkpoint, unfinished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / "checkpoint.pt"
@@ -90,7 +82,8 @@ def run_stage(
     _apply_warmup_window(model, stage, progress.phase)
     model.train()
     started = time.monotonic() - progress.seconds
-    while progress.step < stage.steps:
+    saved, stopped = time.monotonic(), False
+    while progress.step < stage.steps and not stopped:
         row_tokens = _row_tokens(stage, progress, lengths)
         set_rates(optimizers, rate_scale(stage, progress.step))
         loss, accuracy = _step(model, optimizers, stage, training, progress, row_tokens)
@@ -108,8 +101,11 @@ def run_stage(
             progress.promotions[str(lengths[progress.phase])] = progress.step
             _apply_warmup_window(model, stage, progress.phase)
         progress.seconds = time.monotonic() - started
-        if progress.step % CHECKPOINT_STEPS == 0 or progress.step == stage.steps:
+        stopped = stop()
+        due = progress.step % CHECKPOINT_STEPS == 0 and time.monotonic() - saved >= training.execution.save_seconds
+        if due or stopped or progress.step == stage.steps:
             save_checkpoint(own, model, optimizers, progress)
+            saved = time.monotonic()
         tick(1)
     _apply_warmup_window(model, stage, len(stage.curriculum))
     return progress
@@ -162,7 +158,8 @@ def _step(
             facts=stage.facts_at(row_tokens),
             dense=row_tokens in stage.curriculum,
         )
-        loss, hits, answers = _loss(model, batch, rng, stage)
+        loss_of = _loss if training.execution.precision == "fp32" else _loss_in_chunks
+        loss, hits, answers = loss_of(model, batch, rng, stage)
         (loss / stage.accumulate).backward()
         loss_sum += loss.item() / stage.accumulate
         right, asked = right + hits, asked + answers
@@ -178,19 +175,50 @@ def _loss(
 
     Only positions in the loss go through the head.
     """
-    ids = torch.from_numpy(batch.ids)
-    answers = torch.from_numpy(batch.answers)
+    device = model.embedding.weight.device
+    ids = torch.from_numpy(batch.ids).to(device)
+    answers = torch.from_numpy(batch.answers).to(device)
     states = model.hidden(ids)  # n t width
     targets = ids.roll(-1, dims=1)
     logits = model.logits(states[answers])
     loss = F.cross_entropy(logits, targets[answers])
     hits = int((logits.argmax(-1) == targets[answers]).sum())
-    if stage.text_weight:
-        text = torch.from_numpy(rng.random(batch.ids.shape) < stage.text_share) & ~answers
-        text[:, -1] = False  # the last token has no successor
-        if text.any():  # the mean of nothing is not a number
-            loss = loss + stage.text_weight * F.cross_entropy(model.logits(states[text]), targets[text])
+    text = torch.from_numpy(_text_targets(batch, rng, stage)).to(device)
+    if text.any():  # the mean of nothing is not a number
+        loss = loss + stage.text_weight * F.cross_entropy(model.logits(states[text]), targets[text])
     return loss, hits, len(logits)
+
+
+def _loss_in_chunks(
+    model: Decoder, batch: TrainingRows, rng: np.random.Generator, stage: config.Stage
+) -> tuple[torch.Tensor, int, int]:
+    """`_loss` in the precision of the states, whose logits may be more than memory holds."""
+    device = model.embedding.weight.device
+    ids = torch.from_numpy(batch.ids).to(device)
+    states = model.hidden(ids)  # n t width
+    text = _text_targets(batch, rng, stage)
+    loss = torch.zeros((), device=device)
+    for places, weight in ((batch.answers, 1.0), (text, stage.text_weight)):
+        if places.any():
+            wanted = torch.from_numpy(places).to(device)
+            targets = ids.roll(-1, dims=1).masked_fill_(~wanted, IGNORED)
+            total, _ = cross_entropy(
+                states.flatten(0, 1), model.embedding.weight, targets.flatten(), scale=model.config.logit_scale
+            )
+            loss = loss + total * (weight / int(places.sum()))
+    rows, columns = (torch.from_numpy(at).to(device) for at in np.nonzero(batch.answers))
+    with torch.no_grad():
+        best = (states[rows, columns] @ model.embedding.weight.T.to(states.dtype)).argmax(-1)
+    return loss, int((best == ids[rows, columns + 1]).sum()), len(rows)
+
+
+def _text_targets(batch: TrainingRows, rng: np.random.Generator, stage: config.Stage) -> NDArray[np.bool_]:
+    """[n, t]: the sample of positions whose next token is text, and is to be learned."""
+    if not stage.text_weight:
+        return np.zeros(batch.ids.shape, dtype=bool)
+    text = (rng.random(batch.ids.shape) < stage.text_share) & ~batch.answers
+    text[:, -1] = False  # the last token has no successor
+    return text
 
 
 class _Log:
@@ -224,7 +252,9 @@ def validation_loss(model: Decoder, text: Ids, *, bos: int, context_tokens: int,
     sums = torch.zeros(context_tokens - 1, dtype=torch.float64)
     for offset in offsets:
         ids = torch.from_numpy(np.concatenate(([bos], text[offset : offset + context_tokens - 1])))[None]
-        sums += F.cross_entropy(model(ids)[0, :-1], ids[0, 1:], reduction="none").double()
+        ids = ids.to(model.embedding.weight.device)
+        targets = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
+        sums += model.loss(ids, targets)[1][0, :-1].double().cpu()
     losses = sums / rows
     edges = [round(i * (context_tokens - 1) / 4) for i in range(5)]
     quarters = {f"{a}-{b - 1}": losses[a:b].mean().item() for a, b in pairwise(edges)}

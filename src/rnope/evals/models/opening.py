@@ -42,7 +42,7 @@ def check_model(given: str) -> None:
         UserError: no such folder, or one without config.json; an address with a user, a password or a query in it, which
             it does not repeat.
     """
-    if re.match(_ADDRESS, given):
+    if is_server(given):
         Address.parse(given, key="")
     elif not model_folder(given).is_dir():
         remedy = "Give a model folder, transformers:FOLDER, or the address of a server (http://HOST:PORT/v1#MODEL)."
@@ -58,7 +58,7 @@ def open_model(given: str, name: str, options: ModelOptions) -> EvalModel:
         UserError: no such folder, a kind that nothing here reads, or a server without a tokenizer.
     """
     check_model(given)
-    if re.match(_ADDRESS, given):
+    if is_server(given):
         from rnope.evals.models.server import ServerModel
 
         return ServerModel(given, name=name, options=options)
@@ -87,12 +87,17 @@ def default_name(given: str) -> str:
     Raises:
         UserError: an address that `check_model` refuses.
     """
-    if re.match(_ADDRESS, given):
+    if is_server(given):
         address = Address.parse(given, key="")
         return _plain(address.model or re.sub(_ADDRESS, "", address.shown))
     path = Path(os.path.abspath(model_folder(given)))  # as written: a link's target may be called anything
     parts = [part for part in path.parts[-3:] if part != "/"]
     return _plain("-".join(parts[-1:] if parts[-1:] != ["model"] else parts))
+
+
+def is_server(given: str) -> bool:
+    """Whether `given` is an address and no folder."""
+    return re.match(_ADDRESS, given) is not None
 
 
 def model_folder(given: str) -> Path:

@@ -70,7 +70,7 @@ def test_help_version_and_nothing(rnope_):
     ("line", "words"),
     [
         ("comapre cpu-demo", ["command = 'comapre': no such command", "Did you mean 'compare'?"]),
-        ("zzz", ["no such command. Valid: bench, compare"]),
+        ("zzz", ["no such command. Valid: analyze, bench, compare"]),
         ("--verison", ["No such option '--verison'", "'--version'"]),
         ("compare", ["Missing argument 'RECIPE'"]),
         ("compare cpu-demo --dryrun", ["No such option '--dryrun'", "'--dry-run'"]),
@@ -130,7 +130,7 @@ def test_as_a_module_and_on_a_terminal_without_greek():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (json.dumps({"version": VERSION + 1}), [f"of version {VERSION + 1}; this rnope reads version {VERSION}"]),
+        (json.dumps({"version": VERSION + 1}), [f"of version {VERSION + 1}; this rnope reads versions 1 and {VERSION}"]),
         ("{}", ["version None"]),
         ("[]", ["version None"]),
         ('{"version": ' + "9" * 4000 + "}", ["version 999"]),

@@ -35,8 +35,8 @@ ALLOWED = {
         "data", "report", "rnope",
     },
     "analysis": {
-        "errors", "strict", "files", "units", "results", "tokenizer", "kernels", "model", "hf", "generate", "data",
-        "evals", "report",
+        "errors", "strict", "files", "units", "results", "tokenizer", "model", "hf", "generate", "data", "evals",
+        "report",
     },
     "report": {"files", "results", "units"},
     "complete": {"errors", "tokenizer", "kernels", "model", "generate", "hf", "units"},

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 from rnope import Decoder, load, save
 from rnope.analysis import opening, run, texts
 from rnope.analysis import page as pages
-from rnope.analysis.mass import probabilities
 from rnope.analysis.results import AnalysisResults
 from rnope.analysis.store import Store
 from rnope.errors import ConfigError, UserError
@@ -98,9 +97,15 @@ def comparable(out: Path):
 def whole(model: Decoder, ids, rows):
     """Attention of `rows` of every layer, [l, h, r, t], by the slow path."""
     x, found = model.embedding(torch.tensor(ids)[None]), []
-    tables = model.rotary_tables(torch.arange(len(ids)))
+    places = torch.arange(len(ids))
+    tables = model.rotary_tables(places)
+    behind = rows[:, None] - places
     for block in model.blocks:
-        found.append(probabilities(block, x, tables, rows))
+        queries = block.attention.queries(block.norm(x), tables)[0, :, rows]
+        keys = block.attention.keys_values(block.norm(x), tables)[0][0]
+        scores = queries @ keys.repeat_interleave(len(queries) // len(keys), 0).mT / queries.shape[-1] ** 0.5
+        window = block.attention.spec.window or len(ids)
+        found.append(scores.masked_fill((behind < 0) | (behind >= window), -torch.inf).softmax(-1))
         x = block(x, tables)
     return torch.stack(found).double().numpy()
 

@@ -202,6 +202,10 @@ def test_overrides(small):
         ('needles.far_arms=["hybird"]', "needles.far_arms[0] = 'hybird': no such arm. Did you mean 'hybrid'?"),
         ('pairs=[{a = "rope", b = "ropes", claim = "x"}]', "pairs[0].b = 'ropes': no such arm. Did you mean 'rope'?"),
         ('pairs=[{a = "rope", b = "rope", claim = "x"}]', "pairs[0].b = 'rope': an arm is not judged against itself"),
+        (
+            'patterns=[{claim = "x", a = {arm = "rope", of = "needle", kind = "rope+qk-norm"}}]',
+            "patterns[0].a.kind = 'rope+qk-norm': ",
+        ),
         ("seeds=[1, 1]", "seeds = (1, 1): must be distinct"),
         ("seeds=[-1]", "seeds = (-1,): must lie in 0"),
         ("vocab_size=100", "vocab_size = 100: must lie in 300"),

@@ -9,7 +9,7 @@ import torch
 from rnope.analysis import rows
 from rnope.analysis.probe import Layer, Marks, probe
 from rnope.analysis.rows import Captured
-from rnope.errors import ConfigError
+from rnope.errors import ConfigError, UserError
 
 FULL = Layer(index=0, position="nope", window=None, heads=4, kv_heads=2)
 WINDOW = Layer(index=3, position="rope", window=6, heads=6, kv_heads=2)
@@ -164,3 +164,11 @@ def test_rows_must_begin_inside_the_text(rows_from):
 
 def test_the_kind_of_a_layer():
     assert (FULL.kind, WINDOW.kind) == ("nope", "rope-window")
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_attention_that_is_no_number_is_the_weights_fault(wrong):
+    model = Fixed([3])
+    model.keys[3][1, 20] = wrong
+    with pytest.raises(UserError, match=r"attention of layer 3 is not a number.*dtype"):
+        probe(model, MARKS, {}, rows_from=20)

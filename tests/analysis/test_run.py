@@ -1,5 +1,6 @@
 """A run of an analysis: what it measures against attention computed whole, going on, adding, and checks before work."""
 
+import io
 import json
 import threading
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from rnope import Decoder, load, save
@@ -51,7 +53,7 @@ def haystack(tmp_path_factory):
 
 @pytest.fixture
 def analyze(models, haystack, tmp_path):
-    def call(*names, lengths=(LENGTH,), samples=2, seed=1, new_tokens=0, out=None, chunk=64, lines=None):
+    def call(*names, lengths=(LENGTH,), samples=2, seed=1, new_tokens=0, out=None, chunk=64, lines=None, console=None):
         def build(opened, frame):
             if lines is not None:
                 path = tmp_path / "texts.jsonl"
@@ -63,9 +65,14 @@ def analyze(models, haystack, tmp_path):
             )  # fmt: skip
 
         given = [(str(models / name), name) for name in names or ("one",)]
-        return run.analyze(given, build, out or tmp_path / "out", options=ModelOptions(chunk=chunk))
+        return run.analyze(given, build, out or tmp_path / "out", options=ModelOptions(chunk=chunk), console=console)
 
     return call
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=200)
 
 
 @pytest.fixture
@@ -187,6 +194,19 @@ def test_a_sample_of_something_else_is_not_taken_for_ours(analyze, tmp_path):
         analyze(samples=2)
 
 
+@pytest.mark.parametrize("left", [0, 500])
+def test_a_damaged_sample_is_named_and_a_strangers_file_left_alone(analyze, tmp_path, left):
+    analyze(samples=2)
+    path = tmp_path / "out" / "samples" / "one" / str(LENGTH) / "0001.safetensors"
+    path.with_name("0002 (copy).safetensors").write_bytes(path.read_bytes())
+    assert analyze(samples=2).lengths[0].n == 2
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"0001\.safetensors: is no sample of an analysis .*Remove it"):
+        analyze(samples=2)
+    path.unlink()
+    assert analyze(samples=2).lengths[0].n == 2
+
+
 def test_generated_tokens_are_looked_at(analyze, models, tmp_path):
     results = analyze(samples=1, new_tokens=5)
     unit, arrays = Store(tmp_path / "out").read("one", LENGTH, 0)
@@ -225,8 +245,40 @@ def test_every_model_is_checked_before_the_first_is_looked_at(analyze, models, p
     assert probed.count == 0 and not (tmp_path / "out").exists()
 
 
+def test_weights_that_are_no_numbers_are_found_before_work(analyze, models, probed, tmp_path):
+    model = load(models / "one")
+    with torch.no_grad():
+        for weight in model.blocks[2].attention.parameters():
+            weight.fill_(torch.nan)
+    save(model, models / "broken", TOKENIZER, context_tokens=LENGTH)
+    with pytest.raises(UserError, match=r"attention of layer 2 is not a number"):
+        analyze("one", "broken")
+    assert probed.count == 0 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "deeper/still"])
+def test_a_place_that_is_no_folder_is_refused_before_a_model_is_opened(analyze, tmp_path, monkeypatch, inside):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(run, "open_probed", lambda *given: pytest.fail("opened"))
+    with pytest.raises(ConfigError, match=r"--out = .*file.*: .*file is no folder that can be written"):
+        analyze(out=tmp_path / "file" / inside)
+
+
+def test_widened_spans_are_said_before_work(analyze, console):
+    begin = TEXT.index("the") + 1
+    line = {"prompt": TEXT, "spans": {"hint": [begin, 40]}, "completion": "They come."}
+    analyze(lines=[line] * 12, console=console)
+    said, _, after = console.file.getvalue().partition("12 of 12 samples")
+    assert (
+        f"line-1: hint is widened to whole tokens: characters {begin - 2} to" in said
+        and "and 2 more like these" in said
+    )
+    assert "widened" not in after
+
+
 def test_too_little_memory_is_said_with_the_rows_that_fit(analyze, probed, monkeypatch):
     monkeypatch.setattr(free, "free_bytes", lambda device: 1 << 19)
+    monkeypatch.setattr(texts.NeedleSamples, "sample", lambda *given: pytest.fail("a text was made"))
     with pytest.raises(UserError, match=r"rows of attention at 400 tokens.*at most [\d,]+ rows fit"):
         analyze()
     assert probed.count == 0

@@ -225,9 +225,10 @@ def test_the_comparisons_sample_is_its_context_with_one_copied_value(task, lengt
         between = ((10, needle[0]), (needle[1], qc[0]))
         assert marks.spans == {"begin": ((0, 10),), "needle": (needle,), "context": between, "qc": (qc,)}
         assert sample.rows_from == length - 4 and marks.ids[sample.rows_from] == task.recall
-        ((position, (place,)),) = marks.copied.items()
-        assert position == int(context.rows[0]) and marks.ids[place] == context.answers[0] == marks.ids[position + 1]
-        assert needle[0] <= place < needle[1]
+        ((position, (value, key)),) = marks.copied.items()
+        assert position == int(context.rows[0]) and marks.ids[value] == context.answers[0] == marks.ids[position + 1]
+        assert marks.ids[key] == marks.ids[position], "the question's key"
+        assert needle[0] <= value < key < needle[1]
 
 
 @pytest.mark.parametrize("length", range(9, 30))
@@ -336,14 +337,21 @@ BAD = {
     "wrong ids": ({"ids": [4, 99999], "spans": {}, "unit": "tokens"}, r"mine\.jsonl:2\.ids = 99999: is no token"),
     "three numbers": (GOOD | {"spans": {"qc": [1, 2, 3]}}, r"mine\.jsonl:2\.spans\.qc .*must be two numbers"),
     "not whole": (GOOD | {"spans": {"qc": [1, 2.5]}}, r"mine\.jsonl:2\.spans\.qc\[1\] = 2\.5: must be a whole number"),
-    "outside": (GOOD | {"spans": {"qc": [90, 9999]}}, r"mine\.jsonl:2\.spans\.qc = \(90, 9999\): must be a stretch"),
-    "outside tokens": (
-        GOOD | {"spans": {"qc": [9, 9999]}, "unit": "tokens"}, r"mine\.jsonl:2\.spans\.qc .*must go to the end",
+    "outside": (
+        GOOD | {"spans": {"qc": [90, 9999]}},
+        rf"mine\.jsonl:2\.spans\.qc = \(90, 9999\): is not inside the text of {len(PROMPT)} characters",
     ),
-    "question not last": (GOOD | {"spans": {"qc": [50, 60]}}, r"mine\.jsonl:2\.spans\.qc .*must go to the end"),
+    "outside tokens": (
+        GOOD | {"spans": {"qc": [9, 9999]}, "unit": "tokens"},
+        r"mine\.jsonl:2\.spans\.qc = \(9, 9999\): is not inside .* tokens",
+    ),
+    "question not last": (
+        GOOD | {"spans": {"qc": [50, 60]}},
+        rf"mine\.jsonl:2\.spans\.qc = \(50, 60\): must go to the end of the prompt, {len(PROMPT)} characters",
+    ),
     "overlap": (
         GOOD | {"spans": {"a": [30, 50], "b": [45, 60], "qc": [90, len(PROMPT)]}},
-        r"mine\.jsonl:2\.spans\.b = .*overlaps with a",
+        r"mine\.jsonl:2\.spans\.b = \(45, 60\): overlaps with a = \(30, 50\)",
     ),
     "context": (GOOD | {"spans": {"context": [30, 50], "qc": [90, len(PROMPT)]}}, r"spans\.context .*leave over"),
 }  # fmt: skip
@@ -354,6 +362,14 @@ def test_lines_that_cannot_be_are_refused_with_their_number(plain, tmp_path, kin
     line, message = BAD[kind]
     with pytest.raises(ConfigError, match=message):
         read_samples(written(tmp_path, GOOD, line), plain)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_matter(plain, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    line = json.dumps(GOOD).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n")
+    first, second = read_samples(path, plain)
+    assert first.marks == second.marks and (first.name, second.name) == ("line-1", "line-3")
 
 
 def test_files_that_hold_nothing_or_cannot_be_read_are_refused(plain, tmp_path):

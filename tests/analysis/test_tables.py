@@ -1,5 +1,7 @@
 """Tables from kept samples: blanks, kinds, means and heads, against numbers worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -142,6 +144,18 @@ def test_a_learned_sink_is_in_reach_of_any_window(tmp_path):
     store.add("m", unit(0), sample(LOW, [[0, 0], [1, 1]], sink=((0.1, 0.3), (0.5, 0.5))))
     found = length_result(store, described(WINDOW, FULL), TOKENS)
     assert by_kind(found)["rope-window"].measures.sink.value == pytest.approx(0.2)
+
+
+def test_layers_count_alike_whatever_number_of_heads_they_have(tmp_path):
+    store = Store(tmp_path)
+    half = [[0.5, 0.5, 0, 0], [np.nan] * 4]
+    arrays = sample([half, LOW[1]], [[0, np.nan], [0.5, 1.0]], sink=((0, np.nan), (0.2, 0.4)), reached=(None, None))
+    store.add("m", unit(0), arrays)
+    layers = replace(FULL, index=0, heads=1), FULL
+    (kind,) = length_result(store, described(*layers), TOKENS).kinds
+    assert kind.measures.mass["needle"].value == pytest.approx((0.5 + (0.2 + 0.4) / 2) / 2)
+    assert kind.measures.retrieval.value == pytest.approx((0 + 0.75) / 2)
+    assert kind.measures.sink.value == pytest.approx((0 + 0.3) / 2)
 
 
 def test_a_model_of_one_kind_has_no_line_for_all(tmp_path):

@@ -35,7 +35,7 @@ def same_but_for_time(value):
 def test_it_leaves_results_report_figures_and_models(done):
     names = {p.name for p in done.out.iterdir()}
     assert names == {
-        "data", "jobs", "stages", "run.jsonl", "results.json", "report.html", "report.md", "figures",
+        "data", "jobs", "stages", "run.jsonl", "results.json", "report.html", "report.md", "figures", ".lock",
         "rope", "rope-extended", "rnope-swa", "swa-rope",
     }  # fmt: skip
     assert Results.load(done.out / "results.json") == done.results

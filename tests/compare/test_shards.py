@@ -18,6 +18,7 @@ from rnope.compare.run import compare
 from rnope.compare.shards import parse, take_over
 from rnope.config import Losses
 from rnope.errors import ConfigError
+from rnope.files import exclusive
 from rnope.results import Results
 from rnope.strict import to_plain
 
@@ -208,6 +209,19 @@ def test_folders_that_cannot_be_merged(run, tmp_path):
     }.items():  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             take_over(tmp_path / name, out, digest)
+
+
+def test_what_cannot_be_is_refused_before_the_corpus_is_read(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("rnope.compare.run.prepare", lambda *given, **named: pytest.fail("it was read"))
+    with pytest.raises(ConfigError, match=r"--merge = '.*none': holds no comparison"):
+        run(tmp_path / "out", merge=[tmp_path / "none"])
+    with pytest.raises(ConfigError, match=r"--minutes = nan: must be a number above 0"):
+        run(tmp_path / "out", minutes=float("nan"))
+    with (
+        exclusive(tmp_path / "out" / ".lock"),
+        pytest.raises(ConfigError, match=r"--out = .*another comparison is at work there"),
+    ):
+        run(tmp_path / "out")
 
 
 def test_stopped_again_and_again_it_ends_as_if_it_never_was(run, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ TABLE = {  # one group of each, at the paper's size
     "qk-norm": [NORMED],
     "nope": [NOPE],
     "rnope": [NOPE, rope()],
+    "rnope-last": [rope(), NOPE],
     "rnope-10k": [NOPE, rope(1e4)],
     "rnope-100k": [NOPE, rope(1e5)],
     "rnope-2m": [NOPE, rope(2e6)],
@@ -119,3 +120,13 @@ def test_plain_data_and_back(name):
     config = ModelConfig.variant(name)
     assert from_plain(ModelConfig, to_plain(config)) == config
     assert hash(config) == hash(dataclasses.replace(config))
+
+
+def test_a_stage_changes_only_the_layers_that_it_can():
+    everything = {"theta": 5e5, "window": 64, "rope_window": None}
+    assert rope().staged(**everything) == rope(5e5) and NOPE.staged(**everything) == NOPE
+    assert SWA.staged(**everything) == rope(5e5, window=64)
+    assert rope().staged(theta=None, window=None, rope_window=32) == rope(window=32)
+    assert SWA.staged(theta=None, window=None, rope_window=32) == rope(window=32)
+    assert NOPE.staged(theta=None, window=None, rope_window=32) == NOPE
+    assert SWA.staged(theta=None, window=None, rope_window=None) == SWA

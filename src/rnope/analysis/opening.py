@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from rnope.analysis.probe import Probed
+from rnope.analysis.probe import Probed, given
 from rnope.analysis.results import AnalysedModel, LayerFacts
-from rnope.analysis.rows import Captured
+from rnope.analysis.rows import Captured, rows_by_group
 from rnope.errors import ConfigError
 from rnope.evals.models.model import EvalModel
 from rnope.evals.models.opening import ModelOptions, check_model, default_name, is_server, open_model
@@ -70,6 +70,9 @@ def open_probed(given: str, name: str, options: ModelOptions) -> Opened:
 def _opened(model: EvalModel, probed: Probed, code: object) -> Opened:
     seen: list[Captured] = []
     probed.read([0, 0], rows_from=1, take=seen.append)
+    for found in seen:
+        for rows in rows_by_group(found):
+            given(rows, found.layer)
     layers = tuple(
         LayerFacts(
             index=each.index, kind=each.kind, window=each.window, heads=each.heads, kv_heads=each.kv_heads

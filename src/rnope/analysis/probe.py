@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnope.analysis.rows import Captured, Rows, rows_by_group
-from rnope.errors import check
+from rnope.errors import UserError, check
 
 Position = Literal["rope", "nope"]
 Take = Callable[[Captured], None]
@@ -94,6 +94,7 @@ def probe(
 
     Raises:
         ConfigError: `rows_from` is no place of the text; or as the model's `read`.
+        UserError: attention that is not a number.
     """
     inside = type(rows_from) is int and 0 <= rows_from < len(marks.ids)
     rule = f"must be a place in the text of {len(marks.ids):,} tokens"
@@ -104,6 +105,24 @@ def probe(
     )  # fmt: skip
     tokens = len(marks.ids) + max(len(new) - 1, 0)
     return [each.reading(tokens) for each in sums.values()], new
+
+
+def given(rows: Rows, layer: int) -> Tensor:
+    """What each key is given, [k] float64 on the CPU: the sum over heads and rows.
+
+    Args:
+        layer: for the message.
+
+    Raises:
+        UserError: that is no number, for one of them.
+    """
+    found = rows.probabilities.sum((0, 1)).double().cpu()
+    if not found.isfinite().all():
+        raise UserError(
+            f"The attention of layer {layer} is not a number: the weights hold values that are none, or what is computed "
+            "from them is too large for their dtype. Try --dtype float32, or write the weights again."
+        )
+    return found
 
 
 class _Sums:
@@ -124,9 +143,9 @@ class _Sums:
                 (self.distribution, self.distribution.new_zeros(end - len(self.distribution)))
             )
         for rows in rows_by_group(captured):
+            self.distribution[captured.first_key : end] += given(rows, captured.layer)
             for name, measure in measures.items():
                 parts[name].append(measure(rows, marks))
-            self.distribution[captured.first_key : end] += rows.probabilities.sum((0, 1)).double().cpu()
             del rows  # before the next are made: they may fill hundreds of megabytes
         for name, found in parts.items():
             values = torch.cat(found).double().cpu()  # h r ...

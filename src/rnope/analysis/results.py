@@ -6,7 +6,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from rnope.strict import to_plain
 
 VERSION = 1
 FILE = "analysis.json"
+KINDS = ("nope", "rope", "nope-window", "rope-window")
+"""Of layers, in the order of tables."""
 ALL = "all"
 """The kind that stands for all layers of a model; only in models with layers of several kinds."""
 _T975 = (
@@ -191,7 +193,6 @@ class AnalysisResults:
     """Names of all segments: begin, needle, context, qc, as far as there are, then the user's."""
     lengths: tuple[LengthResult, ...]
     """By model, then by length."""
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
     def save(self, path: Path) -> None:
         """Write beside and rename."""

@@ -24,7 +24,7 @@ from rnope.analysis.samples import Sample
 from rnope.analysis.store import Arrays, ModelIdentity, RunIdentity, Store, Unit, digest
 from rnope.analysis.tables import length_result
 from rnope.analysis.texts import Texts
-from rnope.errors import ConfigError
+from rnope.errors import ConfigError, UserError
 from rnope.evals.frame import Frame
 from rnope.evals.models.opening import ModelOptions, model_folder
 from rnope.evals.models.pretrained import telling_memory
@@ -36,6 +36,8 @@ from rnope.strict import to_plain
 
 Build = Callable[[Opened, Frame], Texts]
 """The texts for a model."""
+_REMARKS = 10
+"""That are printed for a model."""
 _UNKNOWN = Speed(1e-6, 0.0, 1e-6, 1)
 
 
@@ -70,6 +72,7 @@ def analyze(
     """
     console = console or Console(quiet=True)
     store = Store(out)
+    store.check_place()
     plans = _plans(models, build, options, chat, console, timed=console.is_terminal)
     with store.locked():
         store.identify(
@@ -130,9 +133,12 @@ def _plans(
         _check(opened, texts, options)
         cells = _cells(texts)
         console.print(plan_table(opened.model.facts, cells, None), highlight=False, markup=False, soft_wrap=True)
-        for length in texts.counts:
-            for note in (*texts.notes[length], *_past(opened, length)):
-                console.print(f"{length:,} tokens: {note}", highlight=False, markup=False, soft_wrap=True)
+        said = [f"{length:,} tokens: {note}" for length in texts.counts
+                for note in (*texts.notes[length], *_past(opened, length))]  # fmt: skip
+        more = len(texts.remarks) - _REMARKS
+        said += [*texts.remarks[:_REMARKS], *([f"and {more:,} more like these"] if more > 0 else [])]
+        for line in said:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         plans.append(
             _Plan(
                 given=given,
@@ -198,10 +204,13 @@ def _look(
         advance(f"{length:,} tokens, sample {index + 1}", 0.0, 0.0)
         peak.reset()
         started = time.perf_counter()
-        with telling_memory():
-            readings, new = probe(
-                opened.probed, sample.marks, MEASURES, rows_from=sample.rows_from, new_tokens=sample.new_tokens
-            )
+        try:
+            with telling_memory():
+                readings, new = probe(
+                    opened.probed, sample.marks, MEASURES, rows_from=sample.rows_from, new_tokens=sample.new_tokens
+                )
+        except UserError as error:
+            raise UserError(f"{plan.name} at {length:,} tokens, {sample.name}: {error}") from None
         seconds = time.perf_counter() - started
         taken = peak.taken()
         unit = Unit(

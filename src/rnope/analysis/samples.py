@@ -19,14 +19,14 @@ from rnope.data import needles
 from rnope.errors import ConfigError, UserError, check
 from rnope.evals.frame import Frame
 from rnope.evals.niah.needle import ANSWER, SENTENCE, Needles
-from rnope.evals.niah.suite import NEAR
+from rnope.evals.niah.suite import needle_place
 from rnope.evals.text import Haystack
 from rnope.strict import from_plain
 from rnope.tokenizer import Tokenizer
 
 _BEFORE, _, _AFTER = SENTENCE.partition(SENTENCE.strip())
-_VALUE = 1
-"""Offset of the value inside a stated fact of `rnope.data.needles`."""
+_VALUE, _KEY = 1, 2
+"""Offsets inside a stated fact of `rnope.data.needles`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +69,16 @@ class NeedleSamples:
 
     def check(self, context_tokens: int) -> None:
         """Raise a `ConfigError` unless every sample of this length fits."""
-        most = self._needles.most_tokens  # the completion is a part of the needle
-        least = len(self._needles.head) + most + self._needles.most_tail + (self._new or most)
+        least = len(self._needles.head) + self._needles.most_tokens + self.most_rows
         rule = f"cannot hold needle, question and completion, up to {least:,} tokens, and a haystack"
         check("lengths", context_tokens, context_tokens > least, rule, f"Use {least + 1:,} or more.")
+
+    @property
+    def most_rows(self) -> int:
+        """Tokens of question and completion, at most."""
+        return self._needles.most_tail + (
+            self._new or self._needles.most_tokens
+        )  # a completion is a part of its needle
 
     def sample(self, context_tokens: int, index: int) -> Sample:
         """The `index`-th text of a length."""
@@ -92,7 +98,7 @@ class NeedleSamples:
         end = context_tokens - self._new
         left = end - len(head) - len(needle.ids) - len(tail) - len(given)
         text = self._haystack.compose(generator, left)
-        cut = self._middle(text)
+        cut = needle_place(self._haystack, text, 50.0)
         ids = [*head, *text[:cut].tolist(), *needle.ids, *text[cut:].tolist(), *tail, *given]
         at = len(head) + cut
         qc = end - len(given) - len(tail)
@@ -117,21 +123,15 @@ class NeedleSamples:
             return self._tokenizer.encode(text[answer:])
         return self._tokenizer.encode(text)[begin:end]
 
-    def _middle(self, text: np.ndarray) -> int:
-        """The end of a sentence near half of a haystack, as `Niah` places its needles; else half exactly."""
-        half = len(text) // 2
-        ends = self._haystack.boundaries(text)
-        best = int(ends[np.abs(ends - half).argmin()]) if len(ends) else half
-        return best if abs(best - half) <= NEAR else half
-
 
 def task_sample(
     task: needles.NeedleTask, haystack: needles.Haystack, rng: np.random.Generator, *, context_tokens: int
 ) -> Sample:
     """The comparison's own: one fact at half depth, and its question with its answer.
 
-    Only the row that predicts the value copies: no other token of the question follows from the fact. Where the needle
-    stands among the first 10 tokens, ``begin`` ends before it.
+    Only the row that predicts the value copies: no other token of the question follows from the fact. It may look at the
+    value itself, or at the key behind it, to which a lower layer has carried the value: both count. Where the needle stands
+    among the first 10 tokens, ``begin`` ends before it.
 
     Raises:
         ConfigError: as `NeedleTask.context`.
@@ -146,7 +146,7 @@ def task_sample(
         marks=Marks(
             ids=context.ids.tolist(),
             spans=segments(context_tokens, found),
-            copied={int(context.rows[0]): (begin + _VALUE,)},
+            copied={int(context.rows[0]): (begin + _VALUE, begin + _KEY)},
         ),
         rows_from=qc,
     )
@@ -190,7 +190,7 @@ def read_samples(path: Path, tokenizer: Tokenizer, *, new_tokens: int = 0) -> li
         ConfigError: a line breaks a rule; its number is named.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Give a file of JSON Lines in UTF-8.") from None
     found = []
@@ -230,8 +230,6 @@ def _sample(line: _Line, tokenizer: Tokenizer, name: str, new_tokens: int) -> Sa
     completion = [] if new_tokens else tokenizer.encode(line.completion)
     total = end + new_tokens + len(completion)
     if "qc" in spans:
-        rule = f"must go to the end of the prompt, {end:,} tokens"
-        check("spans.qc", spans["qc"], spans["qc"][1] == end, rule, "The question and all behind it are one segment.")
         spans["qc"] = (spans["qc"][0], total)
     else:
         remedy = 'Add "qc": [begin, end] to its spans, or a "completion".'
@@ -264,10 +262,12 @@ def _prompt(line: _Line, tokenizer: Tokenizer) -> tuple[list[int], dict[str, Spa
     if line.ids is not None:
         for token in line.ids:
             check("ids", token, 0 <= token < tokenizer.vocab_size, "is no token of this tokenizer", "Mend it.")
-        return list(line.ids), given, notes
-    text = line.prompt or ""
-    shift = len(tokenizer.begin_ids)
-    ids = [*tokenizer.begin_ids, *tokenizer.encode(text)]
+        ids, special, text = list(line.ids), 0, ""
+    else:
+        text, special = line.prompt or "", len(tokenizer.begin_ids)
+        ids = [*tokenizer.begin_ids, *tokenizer.encode(text)]
+    whole = len(text) if line.unit == "characters" else len(ids) - special
+    segments(whole, given, unit=line.unit)  # what is wrong is said in the user's own numbers
     if line.unit == "characters":
         places = offsets(tokenizer, text)
         for name, (begin, end) in given.items():
@@ -278,7 +278,12 @@ def _prompt(line: _Line, tokenizer: Tokenizer) -> tuple[list[int], dict[str, Spa
             if widened:
                 first, last = places[given[name][0]][0], places[given[name][1] - 1][1]
                 notes.append(f"{name} is widened to whole tokens: characters {first} to {last} for {begin} to {end}")
-    return ids, {name: _moved(span, shift) for name, span in given.items()}, notes
+    spans = {name: _moved(span, special) for name, span in given.items()}
+    if "qc" in spans:
+        rule = f"must go to the end of the prompt, {whole:,} {line.unit}"
+        last_too = spans["qc"][1] == len(ids)
+        check("spans.qc", line.spans["qc"], last_too, rule, "The question and all behind it are one segment.")
+    return ids, spans, notes
 
 
 def _copied(ids: Sequence[int], begin: int, origin: Span) -> Mapping[int, tuple[int, ...]]:

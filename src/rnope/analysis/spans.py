@@ -17,8 +17,11 @@ BEGIN_TOKENS = 10
 """Of segment ``begin`` (paper 2.2.2)."""
 
 
-def segments(total: int, named: Mapping[str, Span]) -> dict[str, tuple[Span, ...]]:
+def segments(total: int, named: Mapping[str, Span], *, unit: str = "tokens") -> dict[str, tuple[Span, ...]]:
     """Every segment's stretches in a text of `total` tokens: each of `named` has one, ``context`` what lies between.
+
+    Args:
+        unit: that `total` and `named` count in, for messages.
 
     Returns:
         begin, needle, context, qc, as far as they are there, then the others by name. ``context`` always is, if only
@@ -36,7 +39,7 @@ def segments(total: int, named: Mapping[str, Span]) -> dict[str, tuple[Span, ...
         if span[0] >= span[1]:
             raise ConfigError(field, span, "holds nothing", "Give [begin, end), its end behind its begin.")
         if span[0] < 0 or span[1] > total:
-            raise ConfigError(field, span, f"is not inside the text of {total:,} tokens", "Give a span that is.")
+            raise ConfigError(field, span, f"is not inside the text of {total:,} {unit}", "Give a span that is.")
         if span[0] < at:
             rule = f"overlaps with {before} = {named[before]}"
             raise ConfigError(field, span, rule, "A token belongs to one segment: let one end where the next begins.")

@@ -11,6 +11,7 @@ It knows no torch, and not what the arrays mean.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from rnope.analysis.results import VERSION, AnalysedModel
-from rnope.errors import ConfigError, UserError
+from rnope.errors import ConfigError, UserError, check
 from rnope.evals.results import load_plain
 from rnope.evals.store import append_line, differences
 from rnope.files import beside, exclusive, write_text
@@ -80,14 +81,30 @@ class Store:
     def __init__(self, out: Path) -> None:
         self.out = out
 
+    def check_place(self) -> None:
+        """Refuse a folder that cannot be written; nothing is made.
+
+        Raises:
+            ConfigError: it is no folder, or not the user's to write.
+        """
+        place = next(path for path in (self.out, *self.out.absolute().parents) if path.exists())
+        writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+        rule = f"{place} is no folder that can be written"
+        check("--out", str(self.out), writable, rule, "Name another folder.")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second process out.
 
         Raises:
-            UserError: one is at work here.
+            UserError: one is at work here, or there can be no such folder.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--out {self.out}: cannot be made ({error.strerror}). Mend it, or name another folder."
+            ) from None
         with exclusive(self.out / ".lock", seconds=_PATIENCE) as ours:
             if not ours:
                 raise UserError(
@@ -129,8 +146,8 @@ class Store:
 
     def indices(self, model: str, length: int) -> list[int]:
         """Of the samples of a length, in order."""
-        found = (path.stem for path in (self.out / "samples" / model / str(length)).glob("[0-9]*.safetensors"))
-        return sorted(int(stem) for stem in found)
+        found = (path.stem for path in (self.out / "samples" / model / str(length)).glob("*.safetensors"))
+        return sorted(int(stem) for stem in found if stem.isdecimal())
 
     def has(self, model: str, length: int, index: int, identity: str) -> bool:
         """Whether a sample is there.

@@ -13,6 +13,7 @@ from rnope.analysis.measures import smoothed
 from rnope.analysis.probe import Layer
 from rnope.analysis.results import (
     ALL,
+    KINDS,
     AnalysedModel,
     KindResult,
     LayerFacts,
@@ -28,7 +29,6 @@ from rnope.analysis.results import (
 from rnope.analysis.store import Arrays, Store, Unit
 from rnope.results import SEGMENTS
 
-KINDS = ("nope", "rope", "nope-window", "rope-window")
 SPREAD_POINTS, TOP_HEADS, NOTES = 400, 10, 5
 NEEDLE_POINTS = 60
 """Of the SPREAD_POINTS: even steps through 131,072 tokens would pass over a needle."""
@@ -245,7 +245,9 @@ class _Samples:
 
 
 def _known(values: np.ndarray) -> float:
-    """The mean of what is known, NaN where nothing is."""
+    """The mean over heads, then over layers, of what is known in [l, h] or [l]; NaN where nothing is."""
+    if values.ndim > 1:
+        values = np.array([_known(layer) for layer in values])
     there = values[~np.isnan(values)]
     return float(there.mean(dtype=np.float64)) if there.size else float("nan")
 

@@ -21,13 +21,15 @@ class Texts:
     counts: dict[int, int]
     """Length -> how many."""
     rows: dict[int, int]
-    """Length -> about how many queries a text of it is looked at from, at most."""
+    """Length -> how many queries a text of it is looked at from, at most."""
     sample: Callable[[int, int], Sample]
     """The text of a length and an index."""
     settings: dict[str, Any]
     """All that they follow from beside tokenizer and frame; not how many there are."""
     notes: dict[int, tuple[str, ...]]
     """Length -> what is true of all its texts."""
+    remarks: tuple[str, ...] = ()
+    """Notes of single texts that are known beforehand."""
 
 
 def needles(
@@ -47,7 +49,7 @@ def needles(
     rule = f"the haystack of {text.tokens:,} tokens is gone through {{:.1f}} times"
     return Texts(
         counts=dict.fromkeys(lengths, samples),
-        rows={length: _rows(source.sample(length, 0)) for length in lengths},
+        rows=dict.fromkeys(lengths, source.most_rows),
         sample=source.sample,
         settings={
             "texts": "needles",
@@ -85,6 +87,9 @@ def file_texts(path: Path, tokenizer: Tokenizer, *, new_tokens: int) -> Texts:
             "chat": False,
         },
         notes=dict.fromkeys(found, ()),
+        remarks=tuple(
+            f"{sample.name}: {note}" for group in found.values() for sample in group for note in sample.notes
+        ),
     )
 
 

@@ -18,9 +18,11 @@ def notes(recipe: Recipe) -> tuple[str, ...]:
     ]
     if first.curriculum:
         lengths = ", ".join(map(str, first.curriculum))
+        alike = len({(arm.stages[0].steps, arm.stages[0].batch_tokens) for arm in recipe.arms}) == 1
+        budget = "the same for all" if alike else "fixed beforehand for each stage"
         found.append(
             f"Help given to every arm alike: rows of {lengths} tokens come first, each length left when the running "
-            f"accuracy exceeds {first.promote_accuracy}; the number of steps and tokens is the same for all."
+            f"accuracy exceeds {first.promote_accuracy}; the number of steps and tokens is {budget}."
         )
     if first.warmup_window:
         found.append(

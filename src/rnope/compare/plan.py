@@ -19,7 +19,7 @@ FORMAT = 1
 """Raised when code changes what a job's result means: old results are then not found again."""
 PROMPTS = 2
 """The same for the prompts alone: what was trained is kept."""
-LOOKS, SOLVES, PREDICTS, CLOCKS = 1, 1, 1, 1
+LOOKS, SOLVES, PREDICTS, CLOCKS = 2, 1, 1, 1
 """The same for one kind of job."""
 DEV_SEED = 0x5EED
 """Turns the seed of the needles into that of the needles that choices are made by: none is the evaluation's."""

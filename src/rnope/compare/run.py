@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from rnope.compare.assemble import assemble
 from rnope.compare.jobs import Job
 from rnope.compare.plan import TrialJobs, arm_jobs, clock_job, sweep_jobs, sweep_key
 from rnope.compare.pool import Pool
-from rnope.compare.shards import Shard, jobs_of, parse, take_over, trials_of
+from rnope.compare.shards import Shard, check_other, jobs_of, parse, take_over, trials_of
 from rnope.compare.work import Place
 from rnope.config import Execution, Recipe, Setting
 from rnope.data.prepare import Prepared, prepare
 from rnope.errors import UserError, check
+from rnope.files import exclusive
 from rnope.report import write_report
 from rnope.results import Results
 
@@ -47,45 +49,51 @@ def compare(
 
     Raises:
         UserError: the corpus does not serve, a shard is none of the recipe's, a folder cannot be merged, or `out` cannot
-            be written.
+            be written, or another comparison is at work there.
     """
     started = time.time()
     wanted = parse(recipe, shards)
+    check("--minutes", minutes, minutes is None or minutes > 0, "must be a number above 0", "Leave it out for no end.")
     workers = _workers(recipe.execution, workers)
     _writable(out)
-    least = max(stage.context_tokens for arm in recipe.arms for stage in arm.stages)
-    console.print(f"[bold]{recipe.name}[/bold]: {escape(recipe.summary)}", highlight=False, soft_wrap=True)
-    data = prepare(corpus, vocab_size=recipe.vocab_size, folder=out / "data", least_tokens=least)
-    _enough_text(recipe, data)
-    counts = ", ".join(f"{split} {count:,}" for split, count in data.tokens.items())
-    console.print(f"corpus in tokens: {counts}", style="dim", highlight=False)
     for other in merge:
-        console.print(f"{take_over(other, out, data.digest):,} finished jobs taken over from {other}", highlight=False)
-    place = Place(out=out, data=data, execution=recipe.execution)
-    deadline = None if minutes is None else started + 60 * minutes
-    pool = Pool(place, workers=workers, console=console, deadline=deadline)
-
-    trials = sweep_jobs(recipe, data.digest)
-    tried = trials_of(recipe, wanted, trials)
-    timing = clock_job(recipe)
-    if pool.run([job for trial in tried for job in (trial.train, trial.ask)]):
-        chosen = chosen_settings(recipe, tried, pool.results)
-        arms = [arm for arm in arm_jobs(recipe, chosen, data.digest) if (arm.arm.name, arm.seed) in wanted]
-        done = pool.run([job for arm in arms for job in jobs_of(arm)])
-        # Times are taken while nothing else of the run goes on.
-        if done and not shards and (timing is None or pool.run([timing])):
-            results = assemble(
-                recipe, data, arms, trials, chosen, pool, timing, command=command, seconds=time.time() - started
+        check_other(other, out)
+    with _alone(out):
+        least = max(stage.context_tokens for arm in recipe.arms for stage in arm.stages)
+        console.print(f"[bold]{recipe.name}[/bold]: {escape(recipe.summary)}", highlight=False, soft_wrap=True)
+        data = prepare(corpus, vocab_size=recipe.vocab_size, folder=out / "data", least_tokens=least)
+        _enough_text(recipe, data)
+        counts = ", ".join(f"{split} {count:,}" for split, count in data.tokens.items())
+        console.print(f"corpus in tokens: {counts}", style="dim", highlight=False)
+        for other in merge:
+            console.print(
+                f"{take_over(other, out, data.digest):,} finished jobs taken over from {other}", highlight=False
             )
-            results.save(out / "results.json")
-            write_report(results, out)
-            return results
-    left = unfinished(recipe, trials, pool, data.digest)
-    jobs = {job_id: job for shard in wanted & left.keys() for job_id, job in left[shard].items()}
-    if not shards and timing is not None:
-        jobs |= pool.left([timing])
-    console.print(_left_over(recipe, jobs, left.keys(), workers), highlight=False, soft_wrap=True)
-    return None
+        place = Place(out=out, data=data, execution=recipe.execution)
+        deadline = None if minutes is None else started + 60 * minutes
+        pool = Pool(place, workers=workers, console=console, deadline=deadline)
+
+        trials = sweep_jobs(recipe, data.digest)
+        tried = trials_of(recipe, wanted, trials)
+        timing = clock_job(recipe)
+        if pool.run([job for trial in tried for job in (trial.train, trial.ask)]):
+            chosen = chosen_settings(recipe, tried, pool.results)
+            arms = [arm for arm in arm_jobs(recipe, chosen, data.digest) if (arm.arm.name, arm.seed) in wanted]
+            done = pool.run([job for arm in arms for job in jobs_of(arm)])
+            # Times are taken while nothing else of the run goes on.
+            if done and not shards and (timing is None or pool.run([timing])):
+                results = assemble(
+                    recipe, data, arms, trials, chosen, pool, timing, command=command, seconds=time.time() - started
+                )
+                results.save(out / "results.json")
+                write_report(results, out)
+                return results
+        left = unfinished(recipe, trials, pool, data.digest)
+        jobs = {job_id: job for shard in wanted & left.keys() for job_id, job in left[shard].items()}
+        if not shards and timing is not None:
+            jobs |= pool.left([timing])
+        console.print(_left_over(recipe, jobs, left.keys(), workers), highlight=False, soft_wrap=True)
+        return None
 
 
 def unfinished(recipe: Recipe, trials: Sequence[TrialJobs], pool: Pool, data: str) -> dict[Shard, dict[str, Job]]:
@@ -137,6 +145,13 @@ def _workers(execution: Execution, workers: int) -> int:
     rule, remedy = "PyTorch sees no GPU on this machine", "Use --set execution.device=cpu for a small trial."
     check("execution.device", execution.device, torch.cuda.is_available(), rule, remedy)
     return 1
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    with exclusive(out / ".lock") as ours:
+        check("--out", str(out), ours, "another comparison is at work there", "Wait for it, or name another folder.")
+        yield
 
 
 def _writable(out: Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from rnope.compare.jobs import Job, job_file, read_result
 from rnope.compare.plan import ArmJobs, TrialJobs, sweep_key
 from rnope.config import Recipe
-from rnope.errors import ConfigError, UserError, check, unknown
+from rnope.errors import UserError, check, unknown
 from rnope.files import beside, write_text
 
 Shard = tuple[str, int]
 """Arm and seed."""
+_ANOTHER = "Name the --out of a run of the same recipe on the same corpus."
 
 
 def parse(recipe: Recipe, given: Sequence[str]) -> frozenset[Shard]:
@@ -49,6 +50,16 @@ def jobs_of(arm: ArmJobs) -> list[Job]:
     return [*arm.training, *arm.questions]
 
 
+def check_other(other: Path, out: Path) -> None:
+    """Refuse to take over what is no other comparison.
+
+    Raises:
+        ConfigError: there is none in the folder `other`, or it is `out`.
+    """
+    check("--merge", str(other), (other / "jobs").is_dir(), "holds no comparison", _ANOTHER)
+    check("--merge", str(other), other.resolve() != out.resolve(), "is the folder that is merged into", "Name another.")
+
+
 def take_over(other: Path, out: Path, digest: str) -> int:
     """Copy finished jobs of the folder `other` that `out` has not, trainings with the folders of their stages.
 
@@ -64,11 +75,9 @@ def take_over(other: Path, out: Path, digest: str) -> int:
     Raises:
         ConfigError: there is no such comparison, or it is one of another corpus.
     """
-    rule = "holds no comparison" if not (other / "jobs").is_dir() else "was made of another corpus or vocabulary"
-    found = (other / "jobs").is_dir() and (other / "data" / digest / "data.json").is_file()
-    check("--merge", str(other), found, rule, "Name the --out of a run of the same recipe on the same corpus.")
-    if other.resolve() == out.resolve():
-        raise ConfigError("--merge", str(other), "is the folder that is merged into", "Name another.")
+    check_other(other, out)
+    alike = (other / "data" / digest / "data.json").is_file()
+    check("--merge", str(other), alike, "was made of another corpus or vocabulary", _ANOTHER)
     taken = set()
     try:
         for path in sorted((other / "jobs").glob("*.json")):

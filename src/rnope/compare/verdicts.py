@@ -80,7 +80,9 @@ def _pair(gate: Gate, pair: Pair) -> Verdict:
         f"{where} at every seed at which both sides learned the task."
     )
     seeds = gate.shared(a, b)
-    found = [d for d in gate.results.differences if (d.a, d.b) == (a, b) and d.seed in seeds and d.multiple in pair.multiples]
+    found = [
+        d for d in gate.results.differences if (d.a, d.b) == (a, b) and d.seed in seeds and d.multiple in pair.multiples
+    ]
     if not seeds:
         return _verdict(claim, rule, (a, b), None, "at no seed did both sides learn the task at their trained length")
     if len(found) < len(pair.multiples) * len(seeds):

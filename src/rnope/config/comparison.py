@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from rnope.config.measured import Costs, Losses, Tasks
+from rnope.config.measured import Costs, Losses, Tasks, check_lengths
 from rnope.errors import ConfigError, check, unknown
 from rnope.model.spec import SIZES, Init, ModelConfig
 from rnope.strict import from_plain
@@ -225,14 +225,9 @@ class Needles:
     def __post_init__(self) -> None:
         check("depths", self.depths, 2 <= self.depths <= 12, "must lie in 2 … 12", "The paper's figures have about 11.")
         check("contexts", self.contexts, 1 <= self.contexts < 2**20, "must be at least 1", "The paper uses 16.")
+        rule = f"{self.depths} needles and their questions need {self.least_tokens} tokens"
         for name in ("context_tokens", "far_tokens", "control_tokens"):
-            lengths = getattr(self, name)
-            check(name, lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave out the repetition.")
-            for value in lengths:
-                rule = (
-                    f"{self.depths} needles and their questions need {self.least_tokens} tokens, and 2^31 are too many"
-                )
-                check(name, value, self.least_tokens <= value < 2**31, rule, "Use another length.")
+            check_lengths(name, getattr(self, name), self.least_tokens, rule)
         check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
 
     @property
@@ -311,8 +306,8 @@ class Quantity:
         "validation",
     ]
     """A segment's attention mass, another measure of attention, the needles' score, or the validation loss."""
-    kind: str = ""
-    """Of attention: a `LayerSpec.kind`."""
+    kind: Literal["", "nope", "rope", "nope-window", "rope-window"] = ""
+    """Of attention: of which layers; QK-Norm makes no kind of its own."""
 
     def __post_init__(self) -> None:
         attention = self.of not in ("score", "validation")
@@ -385,17 +380,7 @@ class Recipe:
             least, longest = self.needles.least_tokens, arm.trained_tokens
             rule = f"arm {arm.name!r} is asked at its longest context, {longest} tokens, and that many needles need {least}"
             check("needles.depths", self.needles.depths, least <= longest, rule, "Use fewer depths or longer contexts.")
-        for value in self.attention_tokens:
-            ok = 20 <= value < 2**31
-            check(
-                "attention_tokens",
-                value,
-                ok,
-                "a needle and its question need 20 tokens, and 2^31 are too many",
-                "Use 256.",
-            )
-        lengths = self.attention_tokens
-        check("attention_tokens", lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave one out.")
+        check_lengths("attention_tokens", self.attention_tokens, 20, "a needle and its question need 20 tokens")
         timed = self.costs.context_tokens
         ok = not timed or self.execution.device == "cpu"
         check("costs.context_tokens", timed, ok, "times are taken on a processor", "Leave it out on a GPU.")

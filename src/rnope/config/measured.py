@@ -59,7 +59,7 @@ class Tasks:
         check("names", self.names, distinct, "must be distinct, and some", "Leave the field out for all.")
         least = max(TASKS[name].least_tokens for name in self.names)
         for name in ("context_tokens", "far_tokens"):
-            _check_lengths(name, getattr(self, name), least, f"the tasks' needles and questions need {least} tokens")
+            check_lengths(name, getattr(self, name), least, f"the tasks' needles and questions need {least} tokens")
         both = sorted({*self.context_tokens} & {*self.far_tokens})
         check("far_tokens", self.far_tokens, not both, "repeats lengths of context_tokens", "Give each length once.")
         for name in ("answers", "far_answers"):
@@ -77,7 +77,7 @@ class Losses:
     """Of each length."""
 
     def __post_init__(self) -> None:
-        _check_lengths("context_tokens", self.context_tokens, 32, "a window has 32 tokens or more")
+        check_lengths("context_tokens", self.context_tokens, 32, "a window has 32 tokens or more")
         check("windows", self.windows, 2 <= self.windows < 2**20, "must be at least 2, for an interval", "Use 16.")
 
 
@@ -91,11 +91,12 @@ class Costs:
     """In each of which every layout has its turn; the median counts."""
 
     def __post_init__(self) -> None:
-        _check_lengths("context_tokens", self.context_tokens, 1, "there must be a token")
+        check_lengths("context_tokens", self.context_tokens, 1, "there must be a token")
         check("rounds", self.rounds, 1 <= self.rounds < 2**10, "must be at least 1", "Use 3.")
 
 
-def _check_lengths(name: str, lengths: tuple[int, ...], least: int, rule: str) -> None:
+def check_lengths(name: str, lengths: tuple[int, ...], least: int, rule: str) -> None:
+    """Refuse lengths in tokens that repeat, or that do not lie in `least` … 2^31; `rule` says why so many are needed."""
     check(name, lengths, len(set(lengths)) == len(lengths), "must be distinct", "Leave out the repetition.")
     for value in lengths:
         check(name, value, least <= value < 2**31, f"{rule}, and 2^31 are too many", "Use another length.")

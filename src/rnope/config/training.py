@@ -6,7 +6,7 @@ what a run *is*; `Execution` says how it is carried out, and two runs that diffe
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -188,15 +188,9 @@ class Stage:
 
     def layers(self, config: ModelConfig) -> tuple[LayerSpec, ...]:
         """`config`'s layers, those of the stage before, as this stage has them."""
-
-        def changed(spec: LayerSpec) -> LayerSpec:
-            theta = self.theta if self.theta and spec.theta else spec.theta
-            window = self.window if self.window and spec.window else spec.window
-            if self.rope_window and spec.position == "rope":
-                window = self.rope_window
-            return replace(spec, theta=theta, window=window)
-
-        return tuple(changed(spec) for spec in config.layers)
+        return tuple(
+            spec.staged(theta=self.theta, window=self.window, rope_window=self.rope_window) for spec in config.layers
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

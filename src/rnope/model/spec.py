@@ -54,6 +54,17 @@ class LayerSpec:
         theta = "" if self.theta is None else f" θ {self.theta:,.10g}"
         return f"{self.position}{theta}, {span}{', QK-Norm' if self.qk_norm else ''}"
 
+    def staged(self, *, theta: float | None, window: int | None, rope_window: int | None) -> "LayerSpec":
+        """This layer after a stage (SPEC T5); None keeps what it has.
+
+        Args:
+            theta: of RoPE layers.
+            window: of layers that have one.
+            rope_window: of RoPE layers, also of those that saw everything before them.
+        """
+        seen = rope_window if rope_window and self.position == "rope" else window if self.window else None
+        return replace(self, theta=theta if theta and self.theta else self.theta, window=seen or self.window)
+
     def visible(self, context_tokens: int) -> int:
         """Keys that the last of `context_tokens` queries sees, which is also what a cache must hold."""
         return context_tokens if self.window is None else min(self.window, context_tokens)
@@ -220,7 +231,9 @@ VARIANTS: dict[str, Variant] = {
     "qk-norm": Variant(group=("rope",), qk_norm=True, summary="the baseline with LayerNorm on queries and keys"),
     "nope": Variant(group=("nope",), summary="no positional encoding, full span"),
     "rnope": Variant(group=("nope", "rope"), summary="NoPE and RoPE in turn, all full span"),
-    "rnope-last": Variant(group=("rope", "nope"), summary="RNoPE the other way round: the NoPE layer last, as in RNoPE-SWA"),
+    "rnope-last": Variant(
+        group=("rope", "nope"), summary="RNoPE the other way round: the NoPE layer last, as in RNoPE-SWA"
+    ),
     "rnope-10k": Variant(group=("nope", "rope"), theta=1e4, summary="RNoPE fine-tuned with θ 10,000"),
     "rnope-100k": Variant(group=("nope", "rope"), theta=1e5, summary="RNoPE fine-tuned with θ 100,000"),
     "rnope-2m": Variant(group=("nope", "rope"), theta=2e6, summary="RNoPE fine-tuned with θ 2 million"),

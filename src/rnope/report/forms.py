@@ -70,9 +70,9 @@ def _table_2(gate: Gate) -> Table:
         arm = _arm(gate, theirs[0])
         models = [model for model in gate.results.models if model.arm == arm]
         first = [loss for model in models if (loss := model.stages[0].validation.get("all")) is not None]
-        last = [loss for model in models[:1] for stage in model.stages[1:] if (loss := stage.validation.get("all"))]
+        last = [loss for m in models if len(m.stages) > 1 and (loss := m.stages[-1].validation.get("all")) is not None]
         small = [f"seeds {words.bounds(first, 3)}"] if len(first) > 1 else []
-        small += [f"{last[-1]:.3f} after fine-tuning"] if last else []
+        small += [f"{sum(last) / len(last):.3f} after fine-tuning"] if last else []
         losses = Cell(f"{sum(first) / len(first):.3f}", "\n".join(small)) if first else Cell("", "not measured")
         # At its trained length a model's score is known whether it learned the task or not.
         found = [s.row for s in gate.standings if s.arm == arm and s.row and s.row.context_tokens == at]
@@ -174,7 +174,7 @@ def _table_6(gate: Gate) -> Table:
     tasks = list(dict.fromkeys(row.task for row in gate.results.tasks))
     note = (
         f"Ours: the mean over {words.listed(tasks)}, put in the words of the needles; RULER's retrieval has eight tasks. "
-        "Scores of 100. Blank lengths were not asked."
+        "Scores of 100. Blank: not asked, or no seed learned the task."
         if tasks
         else "No task of RULER was asked in this run."
     )

@@ -72,8 +72,9 @@ def tables(gate: Gate) -> list[Table]:
 _NOTE = (
     "Mass of the question's and completion's rows: of one seed with the 95 % interval over samples, of several the mean "
     "with their range. Needle against uniform: how many times its share of the context. Blank where a window cannot "
-    "reach. In the paper, lengths stand at the same multiples of its pretraining length; it prints no masses for "
-    "RNope-SWA, whose nearest model is RNoPE-10k-swa."
+    "reach. Retrieval: the share of samples in which the best head's top key is the value itself; a head that answers "
+    "from the fact's key, to which a lower layer carried the value, has 0. In the paper, lengths stand at the same "
+    "multiples of its pretraining length; it prints no masses for RNope-SWA, whose nearest model is RNoPE-10k-swa."
 )
 
 

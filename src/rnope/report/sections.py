@@ -176,7 +176,7 @@ _SPREAD = Picture(
     alt="Attention over positions, the baseline against QK-Norm, a panel per context length",
     caption="Attention of the question's and completion's rows over positions, as the paper's figure 3 has it: the mean "
     "over samples, layers, heads and rows, without the first 10 tokens and the last 3 %, as a moving average of as many "
-    "tokens as each panel says. Below, the same in logarithms. Thin: single seeds.",
+    "tokens as each panel says. Below, the same in logarithms. One seed of each arm.",
 )
 _SPREAD_KINDS = Picture(
     name="spread-kinds",

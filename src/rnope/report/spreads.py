@@ -9,9 +9,9 @@ from rnope.report import draw, who, words
 from rnope.report.gate import Gate
 from rnope.results import SpreadRow
 
-_KINDS = {"nope": "#444444", "rope": "#D55E00", "rope-window": "#0072B2", "rope+qk-norm": "#009E73"}
-Line = tuple[str, str, list[SpreadRow]]
-"""Name, colour and the rows of every seed."""
+_KINDS = {"nope": "#444444", "rope": "#D55E00", "rope-window": "#0072B2"}
+Line = tuple[str, list[SpreadRow]]
+"""Colour and rows: one, since the file keeps an arm's first seed alone."""
 
 
 def pair(gate: Gate) -> bytes | None:
@@ -27,7 +27,7 @@ def pair(gate: Gate) -> bytes | None:
         figure, axes = draw.new(draw.WIDTH, 4.6, 2, len(lengths))
         for place, axis in enumerate(axes):
             n = lengths[place % len(lengths)]
-            own = [(arm, style[arm][0], _of(rows, arm, n)) for arm in arms]
+            own = [(style[arm][0], _of(rows, arm, n)) for arm in arms]
             _panel(axis, own, logarithmic=place >= len(lengths))
             if place < len(lengths):
                 axis.set_title(_title(n, rows), fontsize=9)
@@ -53,11 +53,8 @@ def kinds(gate: Gate) -> bytes | None:
         for place, axis in enumerate(axes):
             arm, n = arms[place // len(lengths)], lengths[place % len(lengths)]
             own = [r for r in rows if r.arm == arm and r.context_tokens == n]
-            _panel(
-                axis,
-                [(k, _KINDS.get(k, "#999933"), [r for r in own if r.kind == k]) for k in of[arm]],
-                logarithmic=True,
-            )
+            lines = [(_KINDS.get(k, "#999933"), [r for r in own if r.kind == k]) for k in of[arm]]
+            _panel(axis, lines, logarithmic=True)
             if place < len(lengths):
                 axis.set_title(_title(n, rows), fontsize=9)
             if place % len(lengths) == 0:
@@ -81,13 +78,9 @@ def _title(length: int, rows: Sequence[SpreadRow]) -> str:
 
 
 def _panel(axis: Any, lines: Sequence[Line], *, logarithmic: bool) -> None:
-    """Every seed thin, their mean thick."""
-    for _, colour, seeds in lines:
-        for row in seeds if len(seeds) > 1 else ():
-            axis.plot(row.positions, _shown(row.values, logarithmic), color=colour, linewidth=0.6, alpha=0.45)
-        if seeds and len({row.positions for row in seeds}) == 1:
-            mean = [sum(values) / len(seeds) for values in zip(*(row.values for row in seeds), strict=True)]
-            axis.plot(seeds[0].positions, _shown(mean, logarithmic), color=colour, linewidth=1.5)
+    for colour, rows in lines:
+        for row in rows:
+            axis.plot(row.positions, _shown(row.values, logarithmic), color=colour, linewidth=1.5)
     if logarithmic:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

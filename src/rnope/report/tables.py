@@ -161,10 +161,14 @@ def differences(gate: Gate) -> Table | None:
                 else Cell(words.signed(d.difference), f"{words.signed_interval(d.low, d.high)}\n{d.multiple}×{counted}")
             )
         rows.append(line)
+    pairs = gate.results.recipe.get("pairs", ())
+    ends = sorted({multiple for pair in pairs for multiple in pair.get("multiples", (2, 16))})  # version 1 says none
     note = (
         "First arm minus second on the same contexts, then the 95 % bootstrap interval over contexts and the length in "
-        "multiples of the longer of the two trained lengths. The primary endpoints, named in advance, are 2× and 16×."
+        "multiples of the longer of the two trained lengths."
     )
+    if ends:
+        note += f" The primary endpoints, named in advance, are {words.listed([words.times(n) for n in ends])}."
     head = ["pair", *(words.tokens(n) for n in lengths)]
     return table("Paired differences in score", head, rows, note, folded=len(rows) > MANY)
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from rnope.analysis.page.view import CALLED, KINDS, NO_SUCH_LAYERS, Part, Seen, View
-from rnope.analysis.results import LayerFacts
+from rnope.analysis.page.view import CALLED, NO_SUCH_LAYERS, Part, Seen, View
+from rnope.analysis.results import KINDS, LayerFacts
 from rnope.report import words
 from rnope.report.blocks import Block, Cell, Items, Listing, Table, Text, table
 
@@ -28,8 +28,7 @@ def part(view: View) -> Part:
 
 
 def warnings(view: View) -> Iterator[str]:
-    """The results' own notes, each once with the models and lengths that it is about; then what makes models unlike."""
-    yield from view.results.notes
+    """Notes, each once with the models and lengths that it is about; then what makes models unlike."""
     said: dict[str, dict[str, list[str]]] = {}
     for model in view.models:
         for note in model.own.notes:

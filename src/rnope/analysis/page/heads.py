@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 
-from rnope.analysis.page.view import CALLED, KIND_COLOURS, KINDS, Part, Seen, View, number, share
-from rnope.analysis.results import LayerResult, LengthResult
+from rnope.analysis.page.view import CALLED, KIND_COLOURS, Part, Seen, View, number, share
+from rnope.analysis.results import KINDS, LayerResult, LengthResult
 from rnope.report import draw, words
 from rnope.report.blocks import Block, Cell, Picture, Table, Text, table
 

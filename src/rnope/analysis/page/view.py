@@ -9,12 +9,11 @@ from typing import Any
 
 import matplotlib
 
-from rnope.analysis.results import ALL, AnalysedModel, AnalysisResults, KindResult, LengthResult, Mean
+from rnope.analysis.results import ALL, KINDS, AnalysedModel, AnalysisResults, KindResult, LengthResult, Mean
 from rnope.report import draw
 from rnope.report.blocks import Block, Cell
 from rnope.results import SEGMENTS
 
-KINDS = ("nope", "rope", "nope-window", "rope-window")
 CALLED = {
     "nope": "NoPE", "rope": "RoPE", "nope-window": "windowed NoPE", "rope-window": "windowed RoPE", ALL: "all layers",
 }  # fmt: skip

@@ -120,20 +120,21 @@ class Niah(GenerationSuite):
             facts |= {"haystack_tokens": tokens, "haystack_repeats": self._haystack.repeats(tokens)}
             parts = [self._needles.head, text, needle.tail]
             if depth is not None:
-                cut = self._place(text, float(depth))
+                cut = needle_place(self._haystack, text, float(depth))
                 parts[1:2] = [text[:cut], needle.ids, text[cut:]]
                 facts |= {"needle": _span(len(self._needles.head) + cut, needle), "depth": 100 * cut / tokens}
         ids = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
         return Sample(index=index, ids=ids, references=needle.facts, facts=facts)
 
-    def _place(self, text: np.ndarray, depth: float) -> int:
-        """Where a needle of `depth` percent goes: 0 and 100 are the very ends."""
-        exact = round(depth / 100 * len(text))
-        near = self._haystack.boundaries(text)
-        if depth in (0, 100) or not len(near):
-            return exact
-        best = int(near[np.abs(near - exact).argmin()])
-        return best if abs(best - exact) <= NEAR else exact
+
+def needle_place(haystack: Haystack, text: np.ndarray, depth: float) -> int:
+    """Where a needle of `depth` percent goes in `text`, which `haystack` composed: 0 and 100 are the very ends."""
+    exact = round(depth / 100 * len(text))
+    near = haystack.boundaries(text)
+    if depth in (0, 100) or not len(near):
+        return exact
+    best = int(near[np.abs(near - exact).argmin()])
+    return best if abs(best - exact) <= NEAR else exact
 
 
 def _span(begin: int, needle: Needle) -> list[int]:

@@ -61,6 +61,9 @@ def compare(
     resolved = recipes.load(recipe, changes)
     if dry_run:
         from rnope.compare.preview import preview
+        from rnope.compare.shards import parse
+
+        parse(resolved, shards)
 
         click.echo(preview(resolved))
         return

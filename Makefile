@@ -15,13 +15,16 @@ export PYTHONPATH := src
 endif
 RUN := $(PY) -m rnope
 
-.PHONY: demo fair h200 test test-slow test-gpu bench bench-gpu lint clean
+.PHONY: demo fair full h200 test test-slow test-gpu bench bench-gpu lint clean
 
 demo: $(READY)  ## the comparison on two CPU cores, about ten minutes
 	$(RUN) compare cpu-demo --out $(OUT)/cpu-demo
 
 fair: $(READY)  ## every variant, three seeds, swept alike: about an hour
 	$(RUN) compare cpu-fair --out $(OUT)/cpu-fair
+
+full: $(READY)  ## every variant, control, table and figure: two to four hours
+	$(RUN) compare cpu-full --out $(OUT)/cpu-full
 
 # On one GPU, in parts of at most ten minutes: run it again until it has written its page (three times on an H200).
 MINUTES ?= 8

@@ -160,7 +160,7 @@ class MassRow:
     effective_span: float | None = None
     """Tokens, counted back from the query, that 90 % of a row lies in: the mean over rows, heads, layers and samples."""
     retrieval: float | None = None
-    """Share of copying rows whose top key is the fact's value or its key, of the layer's head with the most (mean over layers)."""
+    """Share of copying rows whose top key is the fact's value or its key: each layer's best head, mean over layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

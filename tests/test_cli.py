@@ -130,7 +130,10 @@ def test_as_a_module_and_on_a_terminal_without_greek():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (json.dumps({"version": VERSION + 1}), [f"of version {VERSION + 1}; this rnope reads versions 1 and {VERSION}"]),
+        (
+            json.dumps({"version": VERSION + 1}),
+            [f"of version {VERSION + 1}; this rnope reads versions 1 and {VERSION}"],
+        ),
         ("{}", ["version None"]),
         ("[]", ["version None"]),
         ('{"version": ' + "9" * 4000 + "}", ["version 999"]),

@@ -44,7 +44,7 @@ from rnope.strict import from_plain, to_plain
 
 _ROWS: dict[str, type[Any]] = {"attention": MassRow, "spreads": SpreadRow, "tasks": TaskRow, "losses": LossRow}
 """Field of `Results` -> what its rows are, of what jobs measure beside needles."""
-POINTS = 30
+POINTS = 24
 """Of the learning curve of a stage, at most."""
 T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -114,7 +114,7 @@ def assemble(
 
 
 def _row(cls: type[T], plain: Mapping[str, Any]) -> T:
-    """A row of results: its numbers have six significant digits."""
+    """A row of results: its numbers have five significant digits."""
     return from_plain(cls, _rounded(plain))
 
 
@@ -123,7 +123,7 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _costs(recipe: Recipe, timing: Job | None, pool: Pool) -> tuple[CostRow, ...]:

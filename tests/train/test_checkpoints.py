@@ -60,6 +60,19 @@ def test_only_the_newest_are_kept(checkpoints):
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000003", "step-00000010"]
 
 
+def test_what_a_kill_left_beyond_those_kept_is_swept(checkpoints, monkeypatch):
+    """A process that dies between the new one's rename and the old one's removal."""
+    saved(checkpoints, 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            saved(checkpoints, 3)
+    again = Checkpoints(checkpoints.folder, keep=2)
+    assert again.steps() == [3, 2, 1]
+    again.sweep(again.newest()[0])
+    assert again.steps() == [3, 2]
+
+
 def test_there_is_none_at_first(checkpoints):
     assert checkpoints.newest() is None and checkpoints.passed_over == []
 
@@ -144,7 +157,7 @@ def test_what_a_kill_left_is_never_taken_for_a_checkpoint_and_swept(tmp_path):
     (tmp_path / ".step-00000002.tmp").mkdir()
     (tmp_path / ".step-00000000.old").mkdir()
     assert checkpoints.newest() == (1, {"step": 1, "seconds": 1.5})
-    checkpoints.sweep()
+    checkpoints.sweep(None)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 

@@ -104,10 +104,11 @@ class Checkpoints:
             final = self.folder / f"step-{step:08d}"
             shutil.rmtree(final, ignore_errors=True)  # a damaged one, passed over before
             place.rename(final)
-            steps = self.steps()
             # Later ones were passed over, since the run has come by here again: they would take the place of whole ones.
-            for old in (*(later for later in steps if later > step), *steps[steps.index(step) :][self.keep :]):
-                self._remove(old)
+            for later in self.steps():
+                if later > step:
+                    self._remove(later)
+            self._thin(step)
         _meet()
 
     def newest(self) -> tuple[int, Facts] | None:
@@ -141,11 +142,13 @@ class Checkpoints:
             state = {name: tensor.detach() for name, tensor in tensors.items()}
             load(state, storage_reader=reader, no_dist=_ranks() == 1, process_group=_group())
 
-    def sweep(self) -> None:
-        """Remove what a killed run left half-written or half-removed."""
+    def sweep(self, newest: int | None) -> None:
+        """Remove what a killed run left half-written, half-removed or not removed, `newest` being the newest whole one."""
         if _rank() == 0:
             for path in self.folder.glob(".step-*"):
                 shutil.rmtree(path, ignore_errors=True)
+            if newest is not None:
+                self._thin(newest)
         _meet()
 
     def steps(self) -> list[int]:
@@ -157,6 +160,11 @@ class Checkpoints:
 
     def _beside(self, step: int) -> Path:
         return self.folder / f".step-{step:08d}.tmp"
+
+    def _thin(self, step: int) -> None:
+        """Of `step` and those before it, leave as many as are kept."""
+        for old in [earlier for earlier in self.steps() if earlier <= step][self.keep :]:
+            self._remove(old)
 
     def _remove(self, step: int) -> None:
         """Out of sight first, so that a half-removed one is never taken for a checkpoint."""

@@ -98,8 +98,8 @@ def fit(work: Work, mesh: Mesh, watch: Watch) -> Decoder:
     """
     execution, stage = work.execution, work.stage
     checkpoints = Checkpoints(work.checkpoints, keep=execution.keep, asynchronous=execution.asynchronous)
-    checkpoints.sweep()
     own = checkpoints.newest()
+    checkpoints.sweep(own[0] if own is not None else None)
     for fault in checkpoints.passed_over if mesh.rank == 0 else ():
         watch.say(f"A checkpoint was passed over. {fault}. The one before it is used.")
     model = apply(

@@ -22,7 +22,7 @@ ALLOWED = {
     "tokenizer": {"errors", "files"},
     "kernels": {"errors"},
     "model": {"errors", "spec", "kernels"},
-    "hf": {"errors", "strict", "files", "spec", "model"},
+    "hf": {"errors", "strict", "files", "spec", "tokenizer", "model"},
     "generate": {"errors", "spec", "kernels", "model"},
     "data": {"errors", "strict", "files", "units", "workers", "commands", "config", "tokenizer"},
     "parallel": {"errors", "config", "spec", "kernels", "model"},
@@ -50,8 +50,7 @@ ALLOWED = {
     },
     "cli": {
         "errors", "commands", "data", "train", "spec", "recipes", "results", "report", "compare", "bench", "complete",
-        "evals", "analysis", "generate", "hf", "tokenizer",
-        "rnope",
+        "evals", "analysis", "hf", "rnope",
     },
     "testing": {"spec", "model", "recipes", "data", "parallel", "tokenizer", "train"},
     "rnope": {"spec", "model", "hf", "generate"},  # the package itself: its public names, on first use
@@ -68,6 +67,7 @@ WITHOUT_TORCH = [
     "rnope.evals.options", "rnope.analysis", "rnope.analysis.command", "rnope.analysis.results",
     "rnope.analysis.room", "rnope.analysis.page",
     "rnope.train.plan", "rnope.train.preview", "rnope.train.command", "rnope.hf.mapping", "rnope.hf.card",
+    "rnope.hf.command", "rnope.complete.command",
 ]  # fmt: skip
 
 

@@ -6,22 +6,20 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rnope import __version__, recipes
 from rnope.analysis.command import analyze
 from rnope.bench.command import bench
 from rnope.commands import Group
+from rnope.complete.command import generate
 from rnope.data.command import data
 from rnope.errors import UserError
 from rnope.evals.command import evaluation
+from rnope.hf.command import export
 from rnope.train.command import train
 
 console = Console()
@@ -102,114 +100,7 @@ def layers(variant: str | None, size: str) -> None:
         click.echo(describe(name, size))
 
 
-@app.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--format", type=click.Choice(["gguf"]), default="gguf", show_default=True, expose_value=False,
-              help="gguf is one file for llama.cpp; it needs `pip install gguf`.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["f32", "f16", "q8_0"]), default="f16", show_default=True,
-              help="Type of the matrices; norms stay f32.")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
-@click.option("--no-tokenizer", is_flag=True, help="Leave FOLDER's tokenizer out: the file then takes token ids only.")
-def export(folder: Path, dtype: str, out: Path, no_tokenizer: bool) -> None:
-    """Write the model of FOLDER in another program's format."""
-    from rnope.hf.folder import load, read_context_tokens
-    from rnope.hf.gguf import export_gguf
-    from rnope.tokenizer import Tokenizer
-
-    tokenizer = None if no_tokenizer or not (folder / "tokenizer.json").exists() else Tokenizer.load(folder)
-    export_gguf(load(folder), out, dtype=dtype, tokenizer=tokenizer, context_tokens=read_context_tokens(folder))
-    click.echo(out)
-
-
-@app.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("prompt", required=False)
-@click.option("--file", type=click.File(encoding="utf-8"), help="Read the prompt from a file ('-' is standard input).")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="The answer's length, at most.")
-@click.option(
-    "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token each time."
-)
-@click.option("--top-k", type=int, help="Draw from the k likeliest tokens only.")
-@click.option(
-    "--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest that reach this chance."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
-@click.option("--ignore-stop", is_flag=True, help="Go on where the model would end.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights [default: as stored]."
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--chunk", "prefill_chunk_tokens", type=int, default=2048, show_default=True,
-              help="The prompt is read in chunks of so many tokens.")  # fmt: skip
-@click.option("--compile", "compiled", is_flag=True, help="Compile the steps of decoding: a start of some seconds, then "
-              "up to twice as fast. Pays for long answers.")  # fmt: skip
-@click.option("--int8", is_flag=True, help="Decode with weights rounded to 8 bits; with --compile.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU [default: one per core].")
-@click.option("--stats", is_flag=True, help="Print tokens/s, time to first token and cache bytes to standard error.")
-@click.option("--dry-run", is_flag=True, help="Print what would run (layers, backends, FLOPs, cache bytes) and stop.")
-def generate(
-    folder: Path, prompt: str | None, file: Any, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float,
-    seed: int, ignore_stop: bool, dtype: str | None, device: str, threads: int | None, stats: bool, dry_run: bool,
-    **options: Any,
-) -> None:  # fmt: skip
-    """Continue a text with the model of FOLDER (Hugging Face: config.json, safetensors, tokenizer.json).
-
-    The text is PROMPT, or --file, or what comes through a pipe. The answer is streamed to standard output.
-    """
-    # Threads that wait long for each other stand still where another program takes a core: 20 times slower was seen.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    import torch
-
-    from rnope.complete import Completer, cost_lines, describe
-    from rnope.generate import Sample
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    text = _prompt(prompt, file)
-    sampling = Sample(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    model = Completer(folder, dtype=getattr(torch, dtype) if dtype else None, device=device, **options)
-    ids = model.encode(text)
-    if dry_run:
-        click.echo(describe(model.engine, len(ids) + max_new_tokens))
-        return
-    with _reading(len(ids)) as progress:
-        pieces, cost = model.stream(
-            ids, max_new_tokens=max_new_tokens, sampling=sampling, ignore_stop=ignore_stop, progress=progress
-        )
-        first = next(pieces, "")
-    click.echo(first, nl=False)
-    for piece in pieces:
-        click.echo(piece, nl=False)
-    click.echo()
-    if stats:
-        click.echo("\n".join(cost_lines(cost, model.engine)), err=True)
-
-
-def _prompt(prompt: str | None, file: Any) -> str:
-    """The one text that was given."""
-    if prompt is not None and file is not None:
-        raise click.UsageError("Both PROMPT and --file are given; give one.")
-    if prompt is not None:
-        return prompt
-    if file is None and sys.stdin.isatty():
-        raise click.UsageError("No prompt. Give PROMPT, or --file PATH, or pipe a text in.")
-    try:
-        return str((file or sys.stdin).read())
-    except UnicodeDecodeError as error:
-        raise UserError(f"The prompt is not UTF-8 text ({error}). Convert it.") from None
-
-
-@contextmanager
-def _reading(tokens: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error while a prompt of `tokens` is read; none where nobody watches."""
-    console = Console(stderr=True)
-    columns = TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=tokens)
-        yield lambda done: progress.update(task, completed=done)
-
-
-for command in (analyze, bench, data, evaluation, train):
+for command in (analyze, bench, data, evaluation, export, generate, train):
     app.add_command(command)
 
 

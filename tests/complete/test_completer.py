@@ -10,7 +10,7 @@ import torch
 
 import rnope
 from rnope import cli
-from rnope.complete import Completer, cost_lines, describe
+from rnope.complete.completer import Completer, cost_lines, describe
 from rnope.errors import UserError
 from rnope.generate import Greedy
 from rnope.testing import tiny_model

@@ -130,3 +130,32 @@ def test_a_stage_changes_only_the_layers_that_it_can():
     assert SWA.staged(theta=None, window=None, rope_window=32) == rope(window=32)
     assert NOPE.staged(theta=None, window=None, rope_window=32) == NOPE
     assert SWA.staged(theta=None, window=None, rope_window=None) == SWA
+
+
+def test_conversion_changes_positions_and_spans_and_keeps_what_belongs_to_the_weights():
+    config = ModelConfig.variant("rope", "tiny", theta=5e5)
+    hybrid = config.converted("rnope-swa", window=7)
+    assert hybrid.layers == (rope(5e5, 7),) * 3 + (NOPE,)
+    assert dataclasses.replace(hybrid, layers=config.layers) == config
+    assert config.converted("rnope-100k").layers == (NOPE, rope(1e5)) * 2
+    assert config.converted("rnope-10k-swa", window=7).layers == (NOPE, rope(5e5, 7)) * 2
+    normed = ModelConfig.variant("qk-norm", "tiny").converted("rnope-swa", window=7)
+    assert all(spec.qk_norm for spec in normed.layers) and normed.layers[3].position == "nope"
+    assert hybrid.converted("rnope-swa", window=9).layers[0].window == 9
+
+
+@pytest.mark.parametrize(
+    ("start", "variant", "window", "words"),
+    [
+        ("rope", "rnope-swo", 7, "rnope-swa"),
+        ("rope", "rnope-swa", None, "has windowed layers"),
+        ("rope", "rnope-swa", 0, "has windowed layers"),
+        ("rope", "rnope", 7, "has no window"),
+        ("rope", "rnope-swa-1to7", 7, "repeats a group of 8"),
+        ("rope", "qk-norm", None, "QK-Norm in layer 0"),
+        ("rnope-swa", "rope", None, "RoPE in layer 3"),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_refused(start, variant, window, words):
+    with pytest.raises(ConfigError, match=words):
+        ModelConfig.variant(start, "tiny").converted(variant, window=window)

@@ -155,6 +155,41 @@ class ModelConfig:
         """The same model with other layer facts: what a stage does when it changes theta or a window."""
         return replace(self, layers=layers)
 
+    def converted(self, variant: str, *, window: int | None = None) -> "ModelConfig":
+        """The same weights with the layers of another variant: where training goes on from RoPE to the hybrid.
+
+        Every layer takes position and span from the variant, and θ where the variant's name states one. Its own θ and its
+        QK-Norm stay otherwise: they belong to its weights.
+
+        Args:
+            variant: one of `VARIANTS`, whose group must divide the number of layers.
+            window: of the windowed layers, which have exactly this one.
+
+        Raises:
+            ConfigError: an unknown variant, a window missing or without a layer that has one, or a layer that lacks what
+                the variant wants of it: a θ, or the weights of QK-Norm.
+        """
+        if variant not in VARIANTS:
+            raise unknown("variant", variant, "variant", VARIANTS)
+        wanted = VARIANTS[variant]
+        windowed = "swa" in wanted.group
+        if (window is None) == windowed or (window is not None and not 1 <= window < 2**31):
+            rule = f"variant {variant!r} " + ("has windowed layers" if windowed else "has no window")
+            remedy = "Give a number of tokens, the current one counted." if windowed else "Leave it out."
+            raise ConfigError("window", window, rule, remedy)
+        layers = []
+        new_layers = wanted.layers(variant, len(self.layers), window=1, theta=1e4)
+        for i, (old, new) in enumerate(zip(self.layers, new_layers, strict=True)):
+            theta = None if new.position == "nope" else wanted.theta or old.theta
+            if new.position == "rope" and theta is None:
+                rule = f"has RoPE in layer {i}, which is NoPE here and never saw a θ"
+                raise ConfigError("variant", variant, rule, "Choose a variant with NoPE in that layer.")
+            if new.qk_norm and not old.qk_norm:
+                rule = f"has QK-Norm in layer {i}, which has no weights for it"
+                raise ConfigError("variant", variant, rule, "Choose another variant, or train one with QK-Norm.")
+            layers.append(replace(new, theta=theta, window=window if new.window else None, qk_norm=old.qk_norm))
+        return self.with_layers(tuple(layers))
+
     @property
     def thetas(self) -> tuple[float, ...]:
         """The distinct rotary bases in use, ascending."""

@@ -29,8 +29,8 @@ from rnope.bench.limits import set_threads
 from rnope.bench.machine import machine, session
 from rnope.files import write_text
 from rnope.generate.room import chunk_bytes
+from rnope.memory import status_bytes
 from rnope.model.decoder import Decoder
-from rnope.train.metrics import status_bytes
 from rnope.units import size, token_counts
 
 ROWS = 64

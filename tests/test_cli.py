@@ -15,7 +15,8 @@ from rnope.compare import run as comparison
 from rnope.compare.learn.checkpoint import Progress, load_checkpoint, save_checkpoint
 from rnope.errors import UserError
 from rnope.files import write_text
-from rnope.model.spec import VARIANTS
+from rnope.hf.mapping import to_hf
+from rnope.model.spec import VARIANTS, ModelConfig
 from rnope.results import VERSION
 from rnope.testing import tiny_model
 
@@ -83,7 +84,7 @@ def test_help_version_and_nothing(rnope_):
         ("compare cpu-demo --dry-run --set sumary=x", ["sumary", "Did you mean 'summary'?"]),
         ("compare cpu-demo --dry-run --set model.window=0", ["window = 0: must be at least 1"]),
         ("compare cpu-demo --dry-run --set arms.rope.variant=rop", ["arms.rope.variant", "Did you mean 'rope'?"]),
-        ("layers rnope-swe", ["variant = 'rnope-swe': no such variant", "Did you mean 'rnope-swa'?"]),
+        ("layers rnope-swe", ["variant = 'rnope-swe': no such variant", "config.json", "Did you mean 'rnope-swa'?"]),
         ("layers rope --size 8B", ["size = '8B': no such size", "Did you mean '8b'?"]),
         ("report", ["Missing argument 'FOLDER'"]),
         ("report /no/such/folder", ["/no/such/folder/results.json: cannot be read", "rnope compare"]),
@@ -98,6 +99,25 @@ def test_layers_prints_each_variant(rnope_):
     assert code == 0 and not err and all(f"{name}: {v.summary}" in out for name, v in VARIANTS.items())
     code, out, _ = rnope_("layers", "rnope-swa", "--size", "tiny")
     assert code == 0 and "rope θ 10,000, window 5" in out and "nope, full" in out and "parameters" in out
+
+
+def test_layers_reads_a_folder_or_a_file_and_lists_what_has_no_use(rnope_, tmp_path):
+    config = ModelConfig.variant("rnope-swa", size="8b", theta=5e4)
+    raw = to_hf(config, context_tokens=16384) | {"mine": {"a": 1}, "auto_map": {"AutoModel": "x.Y"}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    for place in (tmp_path, tmp_path / "config.json"):
+        code, out, err = rnope_("layers", str(place))
+        assert code == 0 and not err and config.layer_table() in out
+        assert "8,028,033,024 parameters" in out and "0.875 GiB at 16,384 tokens" in out
+        assert "unknown to rnope: mine = {'a': 1}" in out and "changes nothing here: attention_dropout = 0.0, " in out
+        assert "names code, which is never run: auto_map" in out
+    refused(rnope_("layers", str(tmp_path), "--size", "8b"), "size = '8b'", "Leave --size out")
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"hidden_act": "gelu"}))
+    refused(rnope_("layers", str(tmp_path)), "config.json: hidden_act = 'gelu'", "only 'silu'")
+    (tmp_path / "config.json").unlink()
+    refused(rnope_("layers", str(tmp_path)), "has no config.json")
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(ModelConfig.variant("swa-rope", size="tiny"))))
+    assert "opens in rnope only: Its RoPE layers have several spans" in rnope_("layers", str(tmp_path))[1]
 
 
 @pytest.mark.parametrize("name", recipes.shipped())

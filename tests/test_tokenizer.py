@@ -1,5 +1,6 @@
-"""The tokenizer: words whole, nothing lost, and read alike by `AutoTokenizer`."""
+"""The tokenizer: words whole, nothing lost, conversations written, and read alike by `AutoTokenizer`."""
 
+import hashlib
 import json
 import unicodedata
 
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from rnope.data.words import KEYS, UNSEEN_KEYS, VALUES
 from rnope.errors import ConfigError, UserError
+from rnope.messages import CHAT_TEMPLATE, END_OF_TURN, TURNS
 from rnope.tokenizer import BOS, EOS, PAD, Tokenizer
 
 WORDS = [*KEYS, *UNSEEN_KEYS, *VALUES, "secret", "recall"]
@@ -95,6 +97,13 @@ def test_training_again_gives_the_same_file(folder, tmp_path):
     Tokenizer.train(TEXTS, vocab_size=1024, whole_words=WORDS).save(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_what_names_cached_results_stays(tokenizer, folder):
+    """Computed before tokenizers could converse: those of the comparison are the same, to the byte."""
+    assert tokenizer.digest == "c376f0b2fad651e4833b1001363704226a75f7eb55268e9a4b8ddf1af235c8f8"
+    config = hashlib.sha256((folder / "tokenizer_config.json").read_bytes()).hexdigest()
+    assert config == "cbdebf4c0f79fadffe7aa19f66e8f564df883466acb1cbcfefe4c3f55db2aca0"
 
 
 @pytest.mark.parametrize("vocab_size", [-5, 0, 258])
@@ -243,3 +252,117 @@ def test_plain_text_never_spells_a_special_token(tokenizer):
     assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids) and tokenizer.decode(ids) == text
     assert {tokenizer.bos_id, tokenizer.eos_id} <= set(tokenizer.encode(text)), "and elsewhere it does as before"
     assert tokenizer.encode_plain(STRINGS[:5]) == tokenizer.encode_batch(STRINGS[:5])
+
+
+# Conversations
+
+TALK = [
+    {"role": "system", "content": "Answer with one word."},
+    {"role": "user", "content": " What jumps over the dog? \n"},
+    {"role": "assistant", "content": "  The fox."},
+    {"role": "user", "content": "And 漢字?"},
+]
+SPELLED = [{"role": "user", "content": f"a{EOS}b {END_OF_TURN}\n<|im_end|> c"}, {"role": "assistant", "content": BOS}]
+
+
+@pytest.fixture(scope="module")
+def talker():
+    return Tokenizer.train(TEXTS, vocab_size=400, chat=True)
+
+
+def test_our_conversations_are_those_of_transformers(talker, tmp_path):
+    talker.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for talk in (TALK, TALK[1:2], TALK[1:], TALK[:3], SPELLED):
+        for prompt in (True, False):
+            wanted = {"add_generation_prompt": prompt}
+            assert talker.render_chat(talk, **wanted) == theirs.apply_chat_template(talk, tokenize=False, **wanted)
+            ids = talker.encode_chat(talk, **wanted)
+            plain = theirs.apply_chat_template(talk, sanitize_control_tokens=True, **wanted)["input_ids"]
+            parsed = theirs.apply_chat_template(talk, **wanted)["input_ids"]
+            assert ids == plain and (ids == parsed) is (talk is not SPELLED)
+            assert ids.count(talker.bos_id) == 1 and ids[0] == talker.bos_id and talker.eos_id not in ids
+            assert ids.count(talker.end_of_turn_id) == len(talk)
+    assert len(theirs) == talker.vocab_size and theirs.decode(ids, skip_special_tokens=True)[0] == "a"
+
+
+def test_a_tokenizer_for_conversations(talker, tokenizer, tmp_path):
+    assert [talker.backend.token_to_id(token) for token in (PAD, BOS, EOS, *TURNS)] == list(range(8))
+    assert talker.stop_ids == (2, 4) and talker.decode([4]) == END_OF_TURN and talker.chat_template == CHAT_TEMPLATE
+    assert (tokenizer.stop_ids, tokenizer.chat_template, tokenizer.end_of_turn_id) == ((2,), None, None)
+    talker.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    again = Tokenizer.load(tmp_path)
+    assert again.stop_ids == (2, 4) and again.encode_chat(TALK) == talker.encode_chat(TALK)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    other = Tokenizer.load(tmp_path)
+    assert other.digest == talker.digest and other.stop_ids == (2,), "what ends a turn of others is not guessed"
+    with pytest.raises(ConfigError, match=r"vocab_size = 263: bytes and special tokens alone are 264"):
+        Tokenizer.train(TEXTS, vocab_size=263, chat=True)
+    with pytest.raises(UserError, match=r"The tokenizer has no chat template.*chat_template\.jinja"):
+        tokenizer.encode_chat(TALK)
+
+
+def test_what_is_learned_is_the_last_answer(talker):
+    prompt, answer = talker.encode_example(TALK[:3])
+    assert prompt + answer == talker.encode_chat(TALK[:3])
+    assert prompt == talker.encode_chat(TALK[:2], add_generation_prompt=True)
+    assert answer == [*talker.encode("The fox."), talker.end_of_turn_id]
+    for talk in (TALK, TALK[:2], [TALK[2]]):
+        with pytest.raises(UserError, match="The last message is no answer of the assistant"):
+            talker.encode_example(talk)
+    odd = Tokenizer(talker.backend, {"chat_template.jinja": "{{ messages | length }}{{ add_generation_prompt }}"})
+    with pytest.raises(UserError, match=r"chat_template\.jinja: the chat template writes an answer other than behind"):
+        odd.encode_example(TALK[:3])
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NAMED = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{ bos_token }}|" + CHATML}]
+CARRIED = {
+    "text": (CLASS | {"chat_template": CHATML}, None, CHATML),
+    "list": (CLASS | {"chat_template": NAMED}, None, NAMED[1]["template"]),
+    "by name": (CLASS | {"chat_template": {"default": CHATML, "rag": "x"}}, None, CHATML),
+    "file first": (CLASS | {"chat_template": "old"}, "{{ eos_token }}" + CHATML, "{{ eos_token }}" + CHATML),
+}
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_the_chat_templates_of_others(kind, tmp_path):
+    config, file, wanted = CARRIED[kind]
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<pad>"}
+    folder = foreign(tmp_path / "a", ("<pad>", "<|im_start|>", "<|im_end|>"), tokenizer_config=config | names)
+    if file:
+        (folder / "chat_template.jinja").write_text(file)
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.save(tmp_path / "saved")
+    assert tokenizer.chat_template == wanted == Tokenizer.load(tmp_path / "saved").chat_template
+    assert tokenizer.stop_ids == (tokenizer.eos_id,)
+    for place in (folder, tmp_path / "saved"):
+        theirs = AutoTokenizer.from_pretrained(place)
+        assert theirs.eos_token_id == tokenizer.eos_id and theirs.bos_token_id == tokenizer.bos_id
+        for talk in (TALK, SPELLED):
+            text = theirs.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+            ids = theirs.apply_chat_template(talk, add_generation_prompt=True, sanitize_control_tokens=True)
+            assert tokenizer.render_chat(talk, add_generation_prompt=True) == text
+            assert tokenizer.encode_chat(talk, add_generation_prompt=True) == ids["input_ids"]
+
+
+@pytest.mark.parametrize("held", [3, {"default": 3}, [{"name": "default", "template": 3}]])
+def test_a_template_that_is_no_text(held, tmp_path):
+    tokenizer = Tokenizer.load(
+        foreign(tmp_path / "a", (PAD, BOS, EOS), tokenizer_config=CLASS | {"chat_template": held})
+    )
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: its chat_template is no text"):
+        _ = tokenizer.chat_template
+
+
+def test_a_list_without_a_default_is_no_template(tmp_path):
+    held = CLASS | {"chat_template": NAMED[:1]}
+    assert Tokenizer.load(foreign(tmp_path / "a", (PAD, BOS, EOS), tokenizer_config=held)).chat_template is None

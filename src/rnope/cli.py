@@ -17,9 +17,9 @@ from rnope.bench.command import bench
 from rnope.commands import Group
 from rnope.complete.command import generate
 from rnope.data.command import data
-from rnope.errors import UserError
+from rnope.errors import ConfigError, UserError, unknown
 from rnope.evals.command import evaluation
-from rnope.hf.command import export
+from rnope.hf.command import convert, export
 from rnope.train.command import train
 
 console = Console()
@@ -89,18 +89,30 @@ def report(folder: Path) -> None:
 
 
 @app.command()
-@click.argument("variant", required=False)
-@click.option("--size", default="8b", show_default=True, help="A named size: 8b (the paper's), cpu, tiny.")
-def layers(variant: str | None, size: str) -> None:
-    """Print what each layer of VARIANT does (none given: all variants), its parameters and its cache."""
+@click.argument("model", required=False)
+@click.option("--size", help="A named size for a variant: 8b (the paper's), cpu, tiny [default: 8b].")
+def layers(model: str | None, size: str | None) -> None:
+    """Print what each layer of MODEL does, its parameters and its cache.
+
+    MODEL is a variant (none given: all of them), or a model folder or config.json, whose keys without a use are printed too.
+    """
     from rnope.compare.preview import describe
+    from rnope.hf.show import file_sizes
     from rnope.model.spec import VARIANTS
 
-    for name in [variant] if variant else list(VARIANTS):
-        click.echo(describe(name, size))
+    path = Path(model or "").expanduser()
+    if model is None or model in VARIANTS:
+        for name in [model] if model else list(VARIANTS):
+            click.echo(describe(name, size or "8b"))
+    elif not path.exists():
+        raise unknown("variant", model, "variant, and no model folder or config.json of that name", VARIANTS)
+    elif size is not None:
+        raise ConfigError("size", size, "a model folder has the size that it has", "Leave --size out.")
+    else:
+        click.echo(file_sizes(path))
 
 
-for command in (analyze, bench, data, evaluation, export, generate, train):
+for command in (analyze, bench, convert, data, evaluation, export, generate, train):
     app.add_command(command)
 
 

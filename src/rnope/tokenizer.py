@@ -1,12 +1,14 @@
 """Text to token ids and back, through Hugging Face `tokenizers` files; and training a small byte-level BPE.
 
 Tokenizers trained here have Command R's normaliser and pre-tokeniser (NFC, single digits, byte level) and explicit
-special ids, so that `AutoTokenizer` reads them alike. Others keep their own names of the special tokens.
+special ids, so that `AutoTokenizer` reads them alike; those for conversations also its tokens of turns. Others keep
+their own names of the special tokens, and their own chat template.
 """
 
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +19,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from rnope.errors import ConfigError, UserError
 from rnope.files import write_text
+from rnope.messages import CHAT_TEMPLATE, END_OF_TURN, TURNS, Message, checked, mark, pieces, render
 
 BOS, EOS, PAD = "<BOS_TOKEN>", "<EOS_TOKEN>", "<PAD>"
-CONFIG = "tokenizer_config.json"
+CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _MAP = "special_tokens_map.json"
-COMPANIONS = (CONFIG, _MAP, "chat_template.jinja")
+COMPANIONS = (CONFIG, _MAP, TEMPLATE)
 """Files that belong to a tokenizer, beside ``tokenizer.json``."""
 _OURS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -47,18 +50,24 @@ class Tokenizer:
     """The files beside ``tokenizer.json``, name -> text, which `save` writes back as they were."""
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, vocab_size: int, whole_words: Sequence[str] = ()) -> "Tokenizer":
+    def train(
+        cls, texts: Iterable[str], *, vocab_size: int, whole_words: Sequence[str] = (), chat: bool = False
+    ) -> "Tokenizer":
         """A BPE of `vocab_size` tokens in which each of `whole_words`, a space before it, is one token.
 
         Args:
             texts: what to learn the other merges from.
-            vocab_size: 256 bytes, 3 special tokens, and as many merges as are left.
+            vocab_size: 256 bytes, 3 special tokens (8 with `chat`), and as many merges as are left.
             whole_words: their merges come first, since they are shown to the trainer most often.
+            chat: for conversations: five tokens of turns, and `CHAT_TEMPLATE`.
 
         Raises:
             ConfigError: `vocab_size` is too small to hold the bytes and the words.
         """
-        least = 256 + len((PAD, BOS, EOS))
+        special = [PAD, BOS, EOS]
+        if chat:
+            special += TURNS
+        least = 256 + len(special)
         if vocab_size < least:
             raise ConfigError(
                 "vocab_size", vocab_size, f"bytes and special tokens alone are {least}", "Use at least 1024."
@@ -71,7 +80,7 @@ class Tokenizer:
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[PAD, BOS, EOS],
+            special_tokens=special,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
@@ -82,7 +91,7 @@ class Tokenizer:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
         )
-        tokenizer = cls(backend)
+        tokenizer = cls(backend, {TEMPLATE: CHAT_TEMPLATE} if chat else {})
         split = [word for word in whole_words if len(tokenizer.encode(f" {word}")) != 1]
         if split:
             raise ConfigError(
@@ -162,6 +171,90 @@ class Tokenizer:
         finally:
             self.backend.encode_special_tokens = False
 
+    @functools.cached_property
+    def chat_template(self) -> str | None:
+        """How this tokenizer writes a conversation, a program in Jinja; None where it has no way of its own.
+
+        Raises:
+            UserError: there is one, and it is no text.
+        """
+        found: Any = self.companions.get(TEMPLATE)
+        if found is None:
+            found = json.loads(self.companions.get(CONFIG, "{}")).get("chat_template")
+            if isinstance(found, list):  # older files have several, by name
+                found = {held.get("name"): held.get("template") for held in found if isinstance(held, dict)}
+            if isinstance(found, dict):
+                found = found.get("default")
+        if found is not None and not isinstance(found, str):
+            raise UserError(f"{CONFIG}: its chat_template is no text. Mend it, or take it away.")
+        return found
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
+        """`messages` as the chat template writes them; with a generation prompt, the model's answer comes next.
+
+        Raises:
+            UserError: there is no chat template, it refuses the messages, or they are no messages.
+        """
+        return self._rendered(checked(messages), add_generation_prompt)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
+        """Token ids of `render_chat`, in which what a message says is text: no special token, whatever it spells.
+
+        They are those of transformers' ``apply_chat_template(..., sanitize_control_tokens=True)``, and of its default
+        wherever no message spells a special token.
+
+        Raises:
+            UserError: as `render_chat`.
+        """
+        return self._encode_marked(self._rendered(self._marked(messages), add_generation_prompt))
+
+    def encode_example(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation to learn from: up to where the last answer begins, and from there to the end.
+
+        The two are encoded alone, as a model meets them: the answer is its own continuation of the prompt's tokens.
+
+        Raises:
+            UserError: as `render_chat`; the last message is not an answer to others, or the template writes an answer
+                other than behind its generation prompt.
+        """
+        marked = self._marked(messages)
+        if len(marked) < 2 or marked[-1]["role"] != "assistant":
+            raise UserError("The last message is no answer of the assistant to others. Let the messages end with one.")
+        whole, prompt = self._rendered(marked, False), self._rendered(marked[:-1], True)
+        if not whole.startswith(prompt):
+            rule = "the chat template writes an answer other than behind its generation prompt"
+            raise UserError(f"{self._template_file}: {rule}. Use a tokenizer with another template.")
+        return self._encode_marked(prompt), self._encode_marked(whole[len(prompt) :])
+
+    @property
+    def _template_file(self) -> str:
+        return TEMPLATE if TEMPLATE in self.companions else CONFIG
+
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        if self.chat_template is None:
+            remedy = "Use a model that was trained to converse, or write its template to chat_template.jinja."
+            raise UserError(f"The tokenizer has no chat template, so it cannot write a conversation. {remedy}")
+        tokens = {f"{role}_token": token for role, token in self._named.items()}
+        return render(
+            self.chat_template, messages, tokens=tokens, add_generation_prompt=add_generation_prompt,
+            where=self._template_file,
+        )  # fmt: skip
+
+    def _marked(self, messages: Sequence[Mapping[str, str]]) -> list[Message]:
+        return mark(checked(messages), self._special_names)
+
+    def _encode_marked(self, text: str) -> list[int]:
+        """Ids of a text with marks around what is no special token."""
+        ids: list[int] = []
+        for piece, plain in pieces(text, self._special_names):
+            ids += self.encode_plain([piece])[0] if plain else self.encode(piece)
+        return ids
+
+    @functools.cached_property
+    def _special_names(self) -> re.Pattern[str]:
+        names = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
@@ -196,7 +289,7 @@ class Tokenizer:
         config, older = (json.loads(self.companions.get(name, "{}")) for name in (CONFIG, _MAP))
         # As `AutoTokenizer` reads them: the map counts where the configuration is of its time.
         for table in (config, older) if "added_tokens_decoder" in config else (older, config):
-            for role in ("bos", "eos", "pad"):
+            for role in ("bos", "eos", "pad", "unk"):
                 token = table.get(f"{role}_token")
                 token = token.get("content") if isinstance(token, dict) else token
                 if isinstance(token, str):
@@ -223,6 +316,17 @@ class Tokenizer:
     @property
     def pad_id(self) -> int:
         return self._special("pad")
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        """Of the token that ends a turn by our own chat template; others say themselves what ends an answer."""
+        return self.backend.token_to_id(END_OF_TURN) if self.chat_template == CHAT_TEMPLATE else None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What ends a text: EOS, and behind it the end of a turn where the chat template is ours."""
+        turn = self.end_of_turn_id
+        return (self.eos_id,) if turn is None else (self.eos_id, turn)
 
 
 def _read(path: Path) -> str:

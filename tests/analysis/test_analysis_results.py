@@ -1,9 +1,7 @@
 """The results file: intervals, a way out and back in, and versions that it refuses."""
 
 import json
-import math
 
-import numpy as np
 import pytest
 
 from rnope.analysis.results import (
@@ -19,7 +17,6 @@ from rnope.analysis.results import (
     RetrievalHead,
     Spread,
     mean,
-    t_quantile,
 )
 from rnope.errors import ConfigError, UserError
 from rnope.evals.results import ModelFacts
@@ -81,13 +78,3 @@ def test_the_interval_is_students():
 
 def test_one_sample_has_no_interval():
     assert mean([0.5]) == Mean(value=0.5, n=1)
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 7, 30, 31, 60, 500])
-def test_quantiles_leave_two_and_a_half_percent_above(degrees):
-    """By the integral of the density itself."""
-    log_scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - 0.5 * math.log(degrees * math.pi)
-    at = np.linspace(0, t_quantile(degrees), 20_001)
-    density = math.exp(log_scale) * (1 + at**2 / degrees) ** (-(degrees + 1) / 2)
-    inside = float(((density[1:] + density[:-1]) / 2).sum() * (at[1] - at[0]))
-    assert inside == pytest.approx(0.475, abs=2e-5)

@@ -55,6 +55,7 @@ def test_the_model_ends_where_its_config_says(folder, tokenizer):
     ids = model.encode("a")
     first = model.engine.generate([ids], max_new_tokens=3).tokens[0]
     raw = json.loads((folder / "config.json").read_text())
+    (folder / "generation_config.json").unlink(missing_ok=True)
     for eos in (first[1], [5, first[1]]):
         (folder / "config.json").write_text(json.dumps(raw | {"eos_token_id": eos}))
         pieces, cost = Completer(folder).stream(ids, max_new_tokens=9, sampling=Greedy())

@@ -139,6 +139,9 @@ def test_a_schedule_is_not_taken_up_again():
         ([{}, {"window": 3}], {}, "arms[0].stages[1].window = 3: 'rope' has no window"),
         ([{}], {"model": {"widht": 3}}, "model.widht = 'widht': no such key of a model. Did you mean 'width'?"),
         ([{}], {"size": "big"}, "size = 'big': no such size"),
+        ([{}], {"size": None}, "size = None: is missing. Add it (a string), or start"),
+        ([{}], {"start": "x"}, "size = 'tiny': is given beside start, whose folder says it"),
+        ([{}], {"start": "x", "size": None}, "arms[0].variant = 'rope': is given beside start"),
     ],
 )
 def test_each_rule_of_a_recipe(stages, change, words):

@@ -106,7 +106,7 @@ def test_by_a_tokenizer_of_a_folder(rnope_, lines, tmp_path):
         ("data build a.jsonl", ["Missing option '--out'"]),
         ("data build a.jsonl --out o", ["tokenizer = None: give either a tokenizer or a vocab_size"]),
         ("data build no.jsonl --out o --vocab-size 300", ["input = 'no.jsonl': does not exist"]),
-        ("data build a.jsonl --out o --vocab-size 3", ["vocab_size = 3: bytes and special tokens alone are 259"]),
+        ("data build a.jsonl --out o --vocab-size 3", ["vocab_size = 3: bytes and special tokens alone are 264"]),
         ("data build a.jsonl --out o --vocab-size 300 --text-field txt", ["a.jsonl:1': has neither", "It has: text"]),
         ("data build a.jsonl --out o --tokenizer none", ["none/tokenizer.json: no tokenizer can be read"]),
         ("data build a.jsonl --out o --vocab-size 300 --workers 0", ["--workers", "0 is not in the range"]),

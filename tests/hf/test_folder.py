@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import rnope
@@ -50,9 +49,8 @@ def test_a_round_trip_changes_no_bit(name, dtype, tmp_path):
     assert all(parameter.requires_grad for parameter in again.parameters())
     assert names(tmp_path / "m") == FILES and names(tmp_path) == ["m"]
     assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt"}
-        assert "lm_head.weight" not in file.keys() and len(file.keys()) == len(model.state_dict())  # noqa: SIM118
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert "lm_head.weight" not in stored and len(stored) == len(model.state_dict())
 
 
 def test_layers_of_every_kind_at_once_survive(tmp_path):
@@ -123,7 +121,7 @@ def test_the_tokenizer_goes_along_and_its_ids_count(tmp_path):
 
 
 class BrokenTokenizer:
-    vocab_size, bos_id, eos_id, pad_id = 3, 0, 1, 2
+    vocab_size, bos_id, eos_id, pad_id, stop_ids = 3, 0, 1, 2, (1,)
 
     def __init__(self, error):
         self.error = error
@@ -222,54 +220,3 @@ def test_folders_that_are_none(folder, tmp_path):
         refused(folder, "config.json", words)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     refused(folder, "config.json: model_type", "'llama'", "Valid: cohere, cohere2, rnope")
-
-
-def test_pickles_are_refused_with_the_conversion(folder):
-    (folder / "model.safetensors").unlink()
-    refused(folder, "has no model.safetensors")
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    refused(folder, "pytorch_model.bin", "never opened", "save_pretrained")
-
-
-def test_damaged_weights_are_refused(folder):
-    path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    for length in (0, 4, 100, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        refused(folder, "not readable as safetensors", "fetch it again")
-    path.write_bytes(os.urandom(2000))
-    refused(folder, "not readable as safetensors")
-
-
-def test_tensors_that_do_not_fit_are_named(folder):
-    path = folder / "model.safetensors"
-    good = load_file(path)
-    name = "model.layers.2.mlp.up_proj.weight"
-    save_file({k: v for k, v in good.items() if k != name}, path)
-    refused(folder, f"lack {name}")
-    save_file(good | {"model.layers.4.mlp.up_proj.weight": good[name].clone()}, path)
-    refused(folder, "also holds model.layers.4.mlp.up_proj.weight")
-    save_file(good | {name: good[name].T.contiguous()}, path)
-    refused(folder, name, "(32, 48)", "(48, 32)")
-    save_file(good | {name: good[name].to(torch.int8)}, path)
-    refused(folder, name, "torch.int8", "quantised")
-    save_file(good | {"lm_head.weight": good["model.embed_tokens.weight"].clone()}, path)
-    assert same(load(folder), tiny_model())
-    save_file(good | {"lm_head.weight": good["model.embed_tokens.weight"] + 1}, path)
-    refused(folder, "lm_head.weight differs", "tied")
-
-
-def test_weights_in_several_files(folder):
-    path, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    good = load_file(path)
-    path.unlink()
-    parts = {"a.safetensors": list(good)[::2], "b.safetensors": list(good)[1::2]}
-    for file, part in parts.items():
-        save_file({name: good[name] for name in part}, folder / file)
-    index.write_text(json.dumps({"weight_map": {name: file for file, part in parts.items() for name in part}}))
-    assert same(load(folder), tiny_model())
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(good, "../m/a.safetensors")}))
-    refused(folder, "index.json", "not in the folder")
-    (folder / "b.safetensors").unlink()
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(good, "b.safetensors")}))
-    refused(folder, "'b.safetensors'", "not in the folder")

@@ -105,6 +105,15 @@ def test_every_field_is_explicit_and_nothing_of_the_classes_leaks():
     assert to_hf(ModelConfig.variant("swa-rope", size="tiny"))["architectures"] == ["RnopeDecoder"]
 
 
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("rnope-swa", 4), ("rnope-swa-1to1", 2), ("rnope-last", 2), ("nope", 1), ("swa-only", 5), ("rnope", None),
+     ("rnope-swa-full-first", None), ("rope", None), ("swa-rope", None)],
+)  # fmt: skip
+def test_the_older_word_for_the_layers_is_there_where_it_says_them(name, pattern):
+    assert to_hf(ModelConfig.variant(name, size="tiny")).get("sliding_window_pattern") == pattern
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_tensor_names_cover_the_model_once(name):
     model = tiny_model(name)
@@ -131,7 +140,7 @@ def test_command_r7b_as_published_is_the_8b_size_at_theta_50k():
     assert from_hf(R7B) == ModelConfig.variant("rnope-swa", size="8b", theta=5e4)
     bare = {k: v for k, v in R7B.items() if k not in ("sliding_window_pattern", "head_dim")}
     assert from_hf(bare) == from_hf(R7B)
-    modern = {k: v for k, v in bare.items() if k != "rope_theta"}
+    modern = {k: v for k, v in bare.items() if k not in ("rope_theta", "layer_switch")}
     modern |= {"layer_types": ["full_attention", "sliding_attention"] * 16}
     modern |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
     assert from_hf(modern) == ModelConfig.variant("rnope-swa-1to1", size="8b").with_layers(
@@ -140,7 +149,8 @@ def test_command_r7b_as_published_is_the_8b_size_at_theta_50k():
 
 
 def test_command_r_as_published_is_rope_throughout():
-    raw = {k: v for k, v in R7B.items() if "sliding" not in k and "num_key" not in k} | {"model_type": "cohere"}
+    windows = ("sliding_window", "sliding_window_pattern", "layer_switch")
+    raw = {k: v for k, v in R7B.items() if k not in (*windows, "num_key_value_heads")} | {"model_type": "cohere"}
     config = from_hf(raw)
     assert config.kinds() == {"rope": 32} and config.thetas == (5e4,) and config.kv_heads == 32
     assert from_hf(raw | {"use_qk_norm": True}).kinds() == {"rope+qk-norm": 32}
@@ -197,7 +207,7 @@ def test_a_missing_field_is_named(name):
         ),
         (
             "rnope-swa",
-            {"layer_types": ["sliding_attention"] * 4},
+            {"layer_types": ["sliding_attention"] * 4, "sliding_window_pattern": None},
             ["rnope.layers[3].position = 'nope'", "`layer_types`", "'rope'"],
         ),
         ("rope", {"use_qk_norm": True}, ["rnope.layers[0].qk_norm = False", "`use_qk_norm`", "True"]),

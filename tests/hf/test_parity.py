@@ -188,7 +188,7 @@ def test_layers_no_class_can_say_are_refused_there_and_open_here(tmp_path):
 
 def edited(folder, **edit):
     raw = json.loads((folder / "config.json").read_text())
-    del raw["rnope"], raw["rope_theta"]
+    del raw["rnope"], raw["rope_theta"], raw["sliding_window_pattern"]
     (folder / "config.json").write_text(json.dumps(raw | edit))
 
 

@@ -205,8 +205,12 @@ def test_each_shipped_recipe_is_whole_and_goes_there_and_back(name):
 
 
 def test_each_kind_lists_its_own():
-    assert recipes.shipped("training") == ["cpu-train", "paper-ablation", "paper-main"]
-    assert recipes.shipped() == recipes.shipped("comparison") == ["cpu-demo", "cpu-fair", "cpu-full", "h200"]
+    assert recipes.shipped("training") == ["cpu-train", "paper-ablation", "paper-main", "uptrain"]
+    assert (
+        recipes.shipped()
+        == recipes.shipped("comparison")
+        == ["cpu-demo", "cpu-fair", "cpu-full", "cpu-uptrain", "h200"]
+    )
 
 
 def test_a_recipe_of_the_other_kind_names_the_command_that_takes_it(small):
@@ -215,7 +219,7 @@ def test_a_recipe_of_the_other_kind_names_the_command_that_takes_it(small):
     assert f"{words} {small}`." in message(recipes.load, small)
     words = "recipe = 'cpu-demo': is a comparison recipe. Use `rnope compare cpu-demo`."
     assert message(recipes.load_training, "cpu-demo") == words
-    assert "Valid: cpu-train, paper-ablation, paper-main." in message(recipes.load_training, "paper-mian")
+    assert "Valid: cpu-train, paper-ablation, paper-main, uptrain." in message(recipes.load_training, "paper-mian")
     assert "Did you mean 'paper-main'?" in message(recipes.load_training, "paper-mian")
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
-_STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from rnope.memory import status_bytes
+
+_REFERENCES = Path("/proc/self/clear_refs")
 
 
 class Peak:
@@ -24,7 +26,7 @@ class Peak:
         else:
             self.means = "the most memory of the process, less what it had with the model open"
             _give_back()
-            self._before = _status("VmRSS") or 0
+            self._before = status_bytes("VmRSS")
 
     def reset(self) -> None:
         """Forget what was most so far."""
@@ -39,19 +41,11 @@ class Peak:
         """Bytes since `reset`; None where the system does not tell."""
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device)) - self._before
-        most = _status("VmHWM")
-        return None if most is None else max(0, most - self._before)
+        most = status_bytes("VmHWM")
+        return max(0, most - self._before) if most else None
 
 
 def _give_back() -> None:
     """Let the C library hand freed memory to the system: what it keeps would hide what is taken anew."""
     with suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _status(name: str) -> int | None:
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from rnope.evals.results import ModelFacts, load_plain
 from rnope.files import write_text
+from rnope.results import student
 from rnope.strict import to_plain
 
 VERSION = 1
@@ -22,12 +22,6 @@ KINDS = ("nope", "rope", "nope-window", "rope-window")
 """Of layers, in the order of tables."""
 ALL = "all"
 """The kind that stands for all layers of a model; only in models with layers of several kinds."""
-_T975 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314,
-    2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)  # fmt: skip
-"""97.5 % quantiles of Student's t for 1, 2, … degrees of freedom."""
-_Z975 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,18 +204,6 @@ class AnalysisResults:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """The mean of some numbers and its 95 % interval by Student's t; at least one is needed."""
-    n = len(values)
-    middle = float(np.mean(values))
-    if n < 2:
-        return Mean(value=middle, n=n)
-    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Mean(value=middle, low=middle - half, high=middle + half, n=n)
-
-
-def t_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, to 1e-4."""
-    if degrees <= len(_T975):
-        return _T975[degrees - 1]
-    z = _Z975
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    """The mean of some numbers and its 95 % interval; at least one is needed."""
+    low, high = student(values) or (None, None)
+    return Mean(value=float(np.mean(values)), low=low, high=high, n=len(values))

@@ -31,6 +31,7 @@ from rnope.evals.models.pretrained import telling_memory
 from rnope.evals.plan import Speed, measure, plan_table
 from rnope.evals.run import package_versions
 from rnope.evals.suite import Cell
+from rnope.report import words
 from rnope.results import SEGMENTS
 from rnope.strict import to_plain
 
@@ -290,16 +291,6 @@ def _bar(
             nonlocal done, spent
             done, spent = done + expected, spent + took
             seconds = (total - done) * (spent / done if done else 1.0)
-            progress.update(task, description=what, completed=done, left=f"about {_minutes(seconds)} left")
+            progress.update(task, description=what, completed=done, left=f"about {words.seconds(seconds)} left")
 
         yield advance
-
-
-def _minutes(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -17,10 +17,11 @@ from rnope.bench.ours import default_dtype
 from rnope.bench.plan import DTYPES
 from rnope.generate import Engine
 from rnope.generate.room import chunk_bytes
+from rnope.memory import status_bytes
 from rnope.model.accounting import parameters
 from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
-from rnope.train.metrics import memory_bytes, status_bytes
+from rnope.train.metrics import memory_bytes
 
 
 def peak(job: dict[str, Any]) -> dict[str, int]:

@@ -180,7 +180,7 @@ def _model(recipe: Recipe, arm: ArmJobs, pool: Pool) -> Model:
         shutil.copytree(source, place)
     return Model(
         arm=arm.arm.name,
-        variant=arm.arm.variant,
+        variant=work.variant,
         seed=arm.seed,
         layers=tuple(str(layer) for layer in config.layers),
         parameters=parameters(config),
@@ -200,7 +200,7 @@ def _learning(arm: ArmJobs, pool: Pool) -> list[Point]:
         work: Any = job.work
         stage = work.stages[-1]
         history = pool.results[job.id]["history"]
-        every = -(-len(history) // POINTS)
+        every = max(1, -(-len(history) // POINTS))
         for entry in history[(len(history) - 1) % every :: every]:  # the last one is always there
             points.append(
                 Point(

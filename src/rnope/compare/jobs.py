@@ -21,6 +21,7 @@ class Train:
     model: ModelConfig
     """At the start of the chain, before any stage changed it."""
     variant: str
+    """As the stage to run has it."""
     stages: tuple[Stage, ...]
     """The chain up to the stage to run, which is the last."""
     optimizer: Optimizer

@@ -9,12 +9,11 @@ from torch import Tensor
 from rnope.analysis.measures import MEASURES, mean_entropy, reach, smoothed
 from rnope.analysis.ours import EngineProbed
 from rnope.analysis.probe import Marks, Reading, probe
-from rnope.analysis.results import mean
 from rnope.analysis.rows import Rows
 from rnope.analysis.samples import Sample, task_sample
 from rnope.data.needles import Haystack, NeedleTask
 from rnope.model.decoder import Decoder
-from rnope.results import SEGMENTS, MassRow, SpreadRow
+from rnope.results import SEGMENTS, MassRow, SpreadRow, student
 
 PLACES = 80
 """Of a distribution over positions, at most."""
@@ -100,8 +99,8 @@ def _mass_row(samples: list[list[Reading]], sample: Sample, kind: str, arm: str,
     blank = {*SEGMENTS} - seen
     if "begin" in blank:
         blank.add("sink")
-    bounded = {name: None if name in blank else mean(found) for name, found in values.items()}
-    value = {name: None if found is None else found.value for name, found in bounded.items()}
+    value = {name: None if name in blank else float(np.mean(found)) for name, found in values.items()}
+    bounds = {name: (None if name in blank else student(found)) or (None, None) for name, found in values.items()}
     hits = torch.stack([torch.stack([r.values["retrieval"] for r in layers]) for layers in samples])  # n layers h
     return MassRow(
         arm=arm,
@@ -115,8 +114,8 @@ def _mass_row(samples: list[list[Reading]], sample: Sample, kind: str, arm: str,
             for name in SEGMENTS
         },
         best_head_needle=float(np.mean([float(r.values[_ASKED].max()) for layers in samples for r in layers])),
-        low={name: None if found is None else found.low for name, found in bounded.items()},
-        high={name: None if found is None else found.high for name, found in bounded.items()},
+        low={name: low for name, (low, _) in bounds.items()},
+        high={name: high for name, (_, high) in bounds.items()},
         row_entropy=value["row_entropy"],
         mean_entropy=value["mean_entropy"],
         sink=value["sink"],

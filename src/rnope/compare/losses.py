@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rnope.analysis.results import mean
 from rnope.data.needles import Ids
 from rnope.evals.perplexity.buckets import edges
 from rnope.model.decoder import Decoder
-from rnope.results import LossBin, LossRow
+from rnope.results import LossBin, LossRow, student
 
 _LOGIT_ROWS = 2048
 """Rows put through the head at once: all of a long window's logits would not fit."""
@@ -60,7 +59,8 @@ def loss_row(
     places = np.array(found)  # windows t
     bins = []
     for begin, end in pairwise(edges(context_tokens)):
-        bounded = mean(np.nanmean(places[:, begin:end], axis=1).tolist())
-        assert bounded.low is not None and bounded.high is not None
-        bins.append(LossBin(begin=begin, end=end, loss=bounded.value, low=bounded.low, high=bounded.high))
+        each = np.nanmean(places[:, begin:end], axis=1).tolist()
+        bounds = student(each)
+        assert bounds is not None
+        bins.append(LossBin(begin=begin, end=end, loss=float(np.mean(each)), low=bounds[0], high=bounds[1]))
     return LossRow(arm=arm, seed=seed, context_tokens=context_tokens, n=count, bins=tuple(bins))

@@ -41,6 +41,11 @@ def notes(recipe: Recipe) -> tuple[str, ...]:
         )
     else:
         found.append("No arm was tuned here: the optimizer's rates are the recipe's, the same for all.")
+    if any(stage.variant for arm in recipe.arms for stage in arm.stages):
+        found.append(
+            "A stage that converts gives the model the layers of another variant, with the weights of the stage before; a "
+            "stage of no steps trains nothing, so that its model is asked as conversion left it."
+        )
     if recipe.tasks.context_tokens or recipe.tasks.far_tokens:
         unread = "; ".join(f"{names} ({why})" for names, why in UNREAD.items())
         found.append(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from rnope.compare.chain import chain_config
+from rnope.compare.chain import chain_config, chain_variant
 from rnope.compare.jobs import Ask, Clock, Job, Layout, Look, Predict, Solve, Train
 from rnope.config import TASKS, Arm, Execution, Pair, Recipe, Setting, Stage
 from rnope.model.accounting import prefill_flops, training_flops
@@ -23,7 +23,7 @@ LOOKS, SOLVES, PREDICTS, CLOCKS = 2, 1, 1, 1
 """The same for one kind of job."""
 DEV_SEED = 0x5EED
 """Turns the seed of the needles into that of the needles that choices are made by: none is the evaluation's."""
-_SAID_LATER = ("rope_window",)
+_SAID_LATER = ("rope_window", "variant")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,19 +70,20 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: s
     jobs: list[Job] = []
     model = recipe.model_config(arm, setting)
     for count, stage in enumerate(arm.stages, 1):
+        stages = arm.stages[:count]
         work = Train(
             recipe=recipe.name,
             model=model,
-            variant=arm.variant,
-            stages=arm.stages[:count],
+            variant=chain_variant(arm.variant, stages),
+            stages=stages,
             optimizer=recipe.optimizer,
             learning_rate=setting.learning_rate,
             seed=seed,
         )
-        name = f"{stage.name}-{arm.variant}-seed{seed}"
+        name = f"{stage.name}-{work.variant}-seed{seed}"
         # The recipe's name is provenance; it changes no weight.
         identity = _digest(
-            model, _stages(work.stages), work.optimizer, work.learning_rate, seed, data, *_execution(recipe.execution)
+            model, _stages(stages), work.optimizer, work.learning_rate, seed, data, *_execution(recipe.execution)
         )
         jobs.append(
             Job(
@@ -90,8 +91,8 @@ def training_jobs(recipe: Recipe, arm: Arm, seed: int, setting: Setting, data: s
                 title=f"train {arm.name} · {stage.name} · seed {seed}",
                 needs=jobs[-1].id if jobs else None,
                 work=work,
-                units=stage.steps,
-                cost=_training_seconds(recipe, model, stage),
+                units=max(1, stage.steps),
+                cost=_training_seconds(recipe, chain_config(model, stages), stage),
             )
         )
     return jobs
@@ -208,7 +209,7 @@ def _training_seconds(recipe: Recipe, model: ModelConfig, stage: Stage) -> float
 
 def _reading_seconds(recipe: Recipe, arm: Arm, context_tokens: int, contexts: int, *, skip: bool) -> float:
     speed = _SPEEDS[recipe.execution.device]
-    flops = prefill_flops(recipe.model_config(arm), context_tokens, skip=skip)
+    flops = prefill_flops(chain_config(recipe.model_config(arm), arm.stages), context_tokens, skip=skip)
     return speed.start_seconds + contexts * (flops / speed.reading_flops + context_tokens * speed.token_seconds)
 
 

@@ -6,18 +6,15 @@ from rnope.compare.jobs import Job
 from rnope.compare.plan import TrialJobs, arm_jobs, clock_job, sweep_jobs, sweep_key
 from rnope.compare.shards import jobs_of, trials_of
 from rnope.config import Recipe
-from rnope.model.accounting import cache_bytes, parameters, training_flops
+from rnope.hf.show import sizes
+from rnope.model.accounting import parameters, training_flops
 from rnope.model.spec import VARIANTS, ModelConfig
 
 
 def describe(variant: str, size: str) -> str:
     """Layer table, parameters and cache of a variant at a size."""
     config = ModelConfig.variant(variant, size)
-    cache = ", ".join(f"{cache_bytes(config, n) / 2**30:.3g} GiB at {n:,}" for n in (8192, 32768, 131072))
-    return (
-        f"{variant}: {VARIANTS[variant].summary}\n{config.layer_table()}\n"
-        f"{parameters(config):>13,} parameters; cache of a sequence in 16 bits: {cache} tokens\n"
-    )
+    return f"{variant}: {VARIANTS[variant].summary}\n{sizes(config)}"
 
 
 def preview(recipe: Recipe) -> str:
@@ -27,13 +24,16 @@ def preview(recipe: Recipe) -> str:
         config = recipe.model_config(arm)
         lines += [f"{arm.name} ({arm.summary})", config.layer_table()]
         for stage in arm.stages:
+            config = stage.changed(config)
             tokens = stage.steps * stage.batch_tokens
             flops = training_flops(config, stage.context_tokens) * tokens // stage.context_tokens
+            layers = f"\n{config.layer_table()}" if stage.variant else ""
+            to = f" to {stage.variant}" if stage.variant else ""
             theta = f", θ {stage.theta:,.10g}" if stage.theta else ""
             lengths = "+".join(f"{n:,}" for n in stage.row_lengths)
             lines.append(
-                f"{'':9}{stage.name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens, "
-                f"rows of {lengths}{theta}; {tokens:,} tokens, at most {flops:.2g} FLOPs"
+                f"{'':9}{stage.name}{to}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens, "
+                f"rows of {lengths}{theta}; {tokens:,} tokens, at most {flops:.2g} FLOPs{layers}"
             )
         lines.append(
             f"{'':9}{parameters(config):,} parameters, seeds {', '.join(map(str, arm.seeds))}; "

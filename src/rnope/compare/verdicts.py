@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rnope.compare.chain import chain_config
 from rnope.compare.plan import longer
 from rnope.config import Pair, Pattern, Quantity, Recipe
 from rnope.model.accounting import cache_bytes
@@ -207,7 +208,7 @@ def _mass_ratio(gate: Gate, arm: str, seed: int, kind: str) -> float | None:
 
 def _cache(recipe: Recipe, arm: str, baseline: str) -> Verdict:
     length = max(recipe.needles.context_tokens or [a.trained_tokens for a in recipe.arms])
-    held = {a.name: cache_bytes(recipe.model_config(a), length) for a in recipe.arms}
+    held = {a.name: cache_bytes(chain_config(recipe.model_config(a), a.stages), length) for a in recipe.arms}
     mine, theirs = held[arm], held[baseline]
     claim = f"{arm} keeps about a quarter of the baseline's cache."
     rule = "Bytes of keys and values at the longest common length, counted exactly: at most 0.26 of the baseline's."

@@ -4,7 +4,7 @@ It knows neither the command line nor how tokens are chosen; `rnope.generate` kn
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,9 @@ class Cost:
     """What one answer took. Times in seconds."""
 
     prompt_tokens: int
+    """Read for this answer."""
+    before_tokens: int = 0
+    """Of the conversation, read for earlier answers."""
     new_tokens: int = 0
     first_token_seconds: float = 0.0
     """From the start of reading to the first new token."""
@@ -50,7 +53,8 @@ class Completer:
         self, folder: Path, *, dtype: torch.dtype | None = None, device: str | None = None, **options: int | bool | str
     ) -> None:
         self.tokenizer = Tokenizer.load(folder)
-        self.stop_ids = read_stop_ids(folder)
+        turn = self.tokenizer.end_of_turn_id
+        self.stop_ids = tuple(dict.fromkeys((*read_stop_ids(folder), *(() if turn is None else (turn,)))))
         self.engine = Engine(load(folder, dtype=dtype, device=device), **options)  # type: ignore[arg-type]
 
     def encode(self, text: str) -> list[int]:
@@ -61,7 +65,17 @@ class Completer:
         """
         if not text:
             raise UserError("The prompt is empty. Give some text to continue.")
-        ids = self.tokenizer.encode_prompt(text)
+        return self._known(self.tokenizer.encode_prompt(text))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the model's answer begins.
+
+        Raises:
+            UserError: as `Tokenizer.encode_chat`; a token is not in the model's vocabulary.
+        """
+        return self._known(self.tokenizer.encode_chat(messages, add_generation_prompt=True))
+
+    def _known(self, ids: list[int]) -> list[int]:
         if max(ids) >= self.engine.config.vocab_size:
             rule = f"the tokenizer's ids reach beyond the model's {self.engine.config.vocab_size:,} tokens"
             raise ConfigError("tokenizer.json", max(ids), rule, "Use the tokenizer that the model was trained with.")
@@ -79,9 +93,22 @@ class Completer:
         cost = Cost(prompt_tokens=len(ids))
         stop = () if ignore_stop else self.stop_ids
         tokens = self.engine.stream([ids], max_new_tokens, sampling, stop_ids=stop, progress=progress)
-        return self.tokenizer.stream(self._timed((token.id for token in tokens), cost)), cost
+        return self.tokenizer.stream(self.timed((token.id for token in tokens), cost)), cost
 
-    def _timed(self, ids: Iterator[int], cost: Cost) -> Iterator[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, max_new_tokens: int, sampling: Sampling,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Iterator[str], Cost]:  # fmt: skip
+        """The model's answer to `messages` (each with ``role`` and ``content``), as `stream` gives a text.
+
+        Raises:
+            UserError: as `encode_chat` and `stream`.
+        """
+        ids = self.encode_chat(messages)
+        return self.stream(ids, max_new_tokens=max_new_tokens, sampling=sampling, progress=progress)
+
+    def timed(self, ids: Iterator[int], cost: Cost) -> Iterator[int]:
+        """`ids` as they come, what they take being written to `cost`."""
         start = time.perf_counter()
         first = start
         for token in ids:
@@ -115,15 +142,14 @@ def describe(engine: Engine, context_tokens: int) -> str:
 def cost_lines(cost: Cost, engine: Engine) -> list[str]:
     """What an answer took, for people."""
     rate = cost.prompt_tokens / max(cost.first_token_seconds, 1e-9)
-    lines = [
-        f"{cost.prompt_tokens:,} tokens read; first new token after {cost.first_token_seconds:.2f} s ({rate:,.0f} tokens/s)"
-    ]
+    read = f"{cost.prompt_tokens:,} tokens read" + (f" behind {cost.before_tokens:,}" if cost.before_tokens else "")
+    lines = [f"{read}; first new token after {cost.first_token_seconds:.2f} s ({rate:,.0f} tokens/s)"]
     if cost.new_tokens > 1:
         each = cost.decode_seconds / (cost.new_tokens - 1)
         lines.append(f"{cost.new_tokens:,} new tokens, {1 / max(each, 1e-9):,.1f} tokens/s ({each * 1e3:.1f} ms each)")
     if engine.compile_seconds is not None:
         lines.append(f"{engine.compile_seconds:.1f} s of compiling, not in these")
-    return lines + cache_lines(engine, cost.prompt_tokens + cost.new_tokens)
+    return lines + cache_lines(engine, cost.before_tokens + cost.prompt_tokens + cost.new_tokens)
 
 
 def cache_lines(engine: Engine, context_tokens: int) -> list[str]:

@@ -80,6 +80,7 @@ class Stage:
 
     name: str
     steps: int
+    """Zero, in a stage with a `variant`: the model changes, and is asked as it is."""
     batch_tokens: int
     context_tokens: int
     """Length of the long rows."""
@@ -93,6 +94,8 @@ class Stage:
     """Length of the short rows that are interleaved with the long ones."""
     short_batches: int = 3
     """Short batches for every long one (the paper's 3:1; that the unit is batches is our assumption)."""
+    variant: str | None = None
+    """From here on the layers are those of this variant, their weights as they are: `ModelConfig.converted`, to `window`."""
     theta: float | None = None
     """New rotary base of every RoPE layer; None keeps it."""
     window: int | None = None
@@ -119,7 +122,9 @@ class Stage:
     def __post_init__(self) -> None:
         check_name(self.name)
         small = "Use a positive whole number."
-        for name in ("steps", "batch_tokens", "context_tokens", "accumulate"):
+        ok = (1 if self.variant is None else 0) <= self.steps < 2**40
+        check("steps", self.steps, ok, "must be at least 1, or 0 in a stage with a variant", small)
+        for name in ("batch_tokens", "context_tokens", "accumulate"):
             check(name, getattr(self, name), 1 <= getattr(self, name) < 2**40, "must be at least 1", small)
         for name in ("warmup_steps", "decay_steps", "short_batches"):
             check(name, getattr(self, name), 0 <= getattr(self, name) < 2**40, "must not be negative", small)
@@ -162,6 +167,21 @@ class Stage:
         check("text_share", self.text_share, ok, "leaves no text to weigh", "Set text_weight = 0 for completions only.")
         ok = 0 < self.learning_rate_scale < 1e3
         check("learning_rate_scale", self.learning_rate_scale, ok, "must be positive", "1 keeps the peak rates.")
+
+    def changed(self, config: ModelConfig) -> ModelConfig:
+        """`config` with the layers that it has in this stage: those of another variant, another theta, other windows (T5).
+
+        Raises:
+            ConfigError: as `ModelConfig.converted`.
+        """
+        if self.variant is not None:
+            config = config.converted(self.variant, window=self.window)
+        return config.with_layers(
+            tuple(
+                layer.staged(theta=self.theta, window=self.window, rope_window=self.rope_window)
+                for layer in config.layers
+            )
+        )
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -362,8 +382,13 @@ class Recipe:
         ok = 300 <= self.vocab_size <= 2**20
         check("vocab_size", self.vocab_size, ok, "must lie in 300 … 2^20", "Use 1024 or more.")
         names = [arm.name for arm in self.arms]
-        for arm in self.arms:
-            self.model_config(arm)
+        for i, arm in enumerate(self.arms):
+            config = self.model_config(arm)
+            for j, stage in enumerate(arm.stages):
+                try:
+                    config = stage.changed(config)
+                except ConfigError as error:
+                    raise error.inside(f"arms[{i}].stages[{j}]") from None
         check("arms", names, len(set(names)) == len(names) > 0, "must have distinct names", "Rename one.")
         named = [("baseline", self.baseline)]
         named += [(f"needles.far_arms[{i}]", name) for i, name in enumerate(self.needles.far_arms)]

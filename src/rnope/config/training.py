@@ -198,7 +198,8 @@ class Arm:
     """One model and the stages it goes through, resolved."""
 
     name: str
-    variant: str
+    variant: str | None = None
+    """None where the recipe starts from a folder."""
     summary: str = ""
     model: Plain = field(default_factory=dict)
     """Changes to the recipe's model that make this arm what it is."""
@@ -289,12 +290,32 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What a trained model's folder says of it to those who go on from there."""
+
+    config: ModelConfig
+    weights: str
+    """Digest of all of them."""
+    tokenizer: str
+    """Digest of the tokenizer, which the data must be made with."""
+    context_tokens: int
+    """Longest context that it was trained on."""
+    provenance: Plain
+    """As the folder has it; empty for a model that others wrote."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRecipe:
     """Models to train, complete."""
 
     name: str
     summary: str
-    size: str
+    size: str | None = None
+    """None where the recipe starts from a folder."""
+    start: str | None = None
+    """Folder of the trained model that every arm goes on from, empty where the user must say; None: models are fresh."""
+    opened: Start | None = None
+    """What is in the folder `start`, once it has been looked at."""
     model: Plain = field(default_factory=dict)
     """Overrides of the size."""
     vocab_size: int | None = None
@@ -318,8 +339,9 @@ class TrainingRecipe:
         check("seed", self.seed, 0 <= self.seed < 2**31, "must lie in 0 … 2^31", "Use 0.")
         names = [arm.name for arm in self.arms]
         check("arms", names, len(set(names)) == len(names) > 0, "must have distinct names", "Rename one.")
+        self._check_model()
         for i, arm in enumerate(self.arms):
-            config = self.model_config(arm)
+            config = self.model_config(arm) if self.start is None or self.opened else None
             for j, stage in enumerate(arm.stages):
                 where = f"arms[{i}].stages[{j}]"
                 if stage.schedule not in self.schedules:
@@ -328,11 +350,28 @@ class TrainingRecipe:
                     for k, portion in enumerate(getattr(stage, key)):
                         if portion.source not in self.sources:
                             raise unknown(f"{where}.{key}[{k}].source", portion.source, "source", self.sources)
-                _check_changes(where, arm.variant, stage, config)
-                config = config.with_layers(stage.layers(config))
+                if config is not None:
+                    _check_changes(
+                        f"stages.{stage.name}" if self.opened else where, arm.variant or self.start, stage, config
+                    )
+                    config = config.with_layers(stage.layers(config))
             for schedule, steps in self._lengths(arm).items():
                 if steps is not None:
                     self._check_warmup(arm, schedule, steps)
+
+    def _check_model(self) -> None:
+        """Whether the model is said, and once: by size and variants, or by the folder to start from."""
+        said: dict[str, object] = {"size": self.size}
+        said |= {f"arms[{i}].variant": arm.variant for i, arm in enumerate(self.arms)}
+        if self.start is None:
+            for name, value in said.items():
+                remedy = 'Add it (a string), or start = "" for a trained model\'s folder.'
+                check(name, value, value is not None, "is missing", remedy)
+            return
+        said |= {"model": self.model or None, "vocab_size": self.vocab_size}
+        said |= {f"arms[{i}].model": arm.model or None for i, arm in enumerate(self.arms)}
+        for name, value in said.items():
+            check(name, value, value is None, "is given beside start, whose folder says it", "Leave one of them out.")
 
     def _lengths(self, arm: Arm) -> dict[str, int | None]:
         """Steps of each schedule in `arm`; None where a stage counts epochs."""
@@ -388,7 +427,17 @@ class TrainingRecipe:
         raise unknown("arm", name, "arm", [arm.name for arm in self.arms])
 
     def model_config(self, arm: Arm) -> ModelConfig:
-        """The model that `arm` starts from, before any stage changed theta or window."""
+        """The model that `arm` starts from, before any stage changed theta or window.
+
+        Raises:
+            ConfigError: the recipe starts from a folder, and nobody has said which.
+        """
+        if self.start is not None:
+            remedy = "Give the folder of a trained model with --start."
+            check("start", self.start, self.opened is not None, "the model's folder is not given", remedy)
+        if self.opened is not None:
+            return self.opened.config
+        assert arm.variant is not None and self.size is not None  # `_check_model`
         tables = (("model", self.model), (f"arms.{arm.name}.model", arm.model))
         vocabulary = {} if self.vocab_size is None else {"vocab_size": self.vocab_size}
         return build_model(arm.variant, self.size, tables, arm.name, **vocabulary)
@@ -399,7 +448,7 @@ class TrainingRecipe:
         return tuple(config := config.with_layers(stage.layers(config)) for stage in arm.stages)
 
 
-def _check_changes(where: str, variant: str, stage: Stage, config: ModelConfig) -> None:
+def _check_changes(where: str, variant: str | None, stage: Stage, config: ModelConfig) -> None:
     """Whether `config`, as the stages before left it, has what `stage` changes."""
     rope = bool(config.thetas)
     windowed = any(spec.window for spec in config.layers)

@@ -35,7 +35,7 @@ class BuildRequest:
     inputs: tuple[str, ...]
     tokenizer: Path | None = None
     vocab_size: int | None = None
-    """In place of `tokenizer`: train one of this size on the input."""
+    """In place of `tokenizer`: train one of this size on the input, for conversations too."""
     shard_tokens: int = 100_000_000
     """A shard ends with the block of input that fills it; splits end theirs together."""
     validation: float = 0.005
@@ -60,10 +60,14 @@ class BuildRequest:
     def identity(self, sources: tuple[Source, ...]) -> dict[str, Any]:
         """What makes this build another one than the last; the number of workers does not."""
         files = json.dumps([[s.kind, s.name, s.bytes, s.modified] for s in sources])
-        return {
+        tokenizer = Tokenizer.load(self.tokenizer) if self.tokenizer else None
+        template = tokenizer and tokenizer.chat_template
+        # Without a template there is no such key, as in builds from before there were templates.
+        chat = {"chat_template": hashlib.sha256(template.encode()).hexdigest()} if template else {}
+        return chat | {
             "input": f"{len(sources)} files, {sum(s.bytes for s in sources):,} bytes, "
             + hashlib.sha256(files.encode()).hexdigest()[:16],
-            "tokenizer": Tokenizer.load(self.tokenizer).digest if self.tokenizer else None,
+            "tokenizer": tokenizer and tokenizer.digest,
             "vocab_size": self.vocab_size,
             "shard_tokens": self.shard_tokens,
             "validation": self.validation,
@@ -180,7 +184,7 @@ def _vocabulary(request: BuildRequest, sources: tuple[Source, ...], out: Path) -
         tokenizer = Tokenizer.load(request.tokenizer)
     else:
         assert request.vocab_size is not None
-        tokenizer = Tokenizer.train(_sample(request, sources), vocab_size=request.vocab_size)
+        tokenizer = Tokenizer.train(_sample(request, sources), vocab_size=request.vocab_size, chat=True)
     vocabulary = Vocabulary(
         digest=tokenizer.digest, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,

@@ -38,7 +38,9 @@ def data() -> None:
     "--tokenizer", type=click.Path(path_type=Path), help="Folder with a tokenizer.json: any Hugging Face one."
 )
 @click.option(
-    "--vocab-size", type=int, help="In place of --tokenizer: train a byte-level BPE of this size on the input."
+    "--vocab-size",
+    type=int,
+    help="In place of --tokenizer: train a byte-level BPE of this size on the input, with a chat template.",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="all cores",
               help="Processes that tokenise. The result does not depend on it.")  # fmt: skip
@@ -53,7 +55,9 @@ def build(inputs: tuple[str, ...], out: Path, workers: int, **options: Any) -> N
     INPUT is a file, a folder of files, or datasets:NAME[:CONFIG[:SPLIT]] (needs `pip install datasets`). Files:
     .txt, .md, .rst (a document each), .jsonl (a line each), any of these as .gz, and .parquet (a row each; needs
     `pip install pyarrow`). A line or row has its text in --text-field, or is an example with `prompt` and
-    `completion`, of which only the completion is learned. Repeated and empty documents are dropped, and counted.
+    `completion`, of which only the completion is learned, or a conversation with `messages` ({role, content} each),
+    written as the tokenizer's chat template has it, of which only the last answer and what ends it are learned: for
+    more answers give the conversation again, up to each. Repeated and empty documents are dropped, and counted.
     """
     from rnope.data.build import BuildRequest
     from rnope.data.build import build as run

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnope.data.pieces import PieceEncoder
-from rnope.data.sources import Block, examples
-from rnope.errors import UserError
+from rnope.data.sources import Block, Example, examples
+from rnope.errors import ConfigError, UserError
 from rnope.tokenizer import Tokenizer
 from rnope.workers import belong_to
 
@@ -68,18 +68,19 @@ class Encoder:
         """
         found = list(examples(block, self.text_field))
         held = [example for example in found if example]
-        texts = self.encode([example.text for example in held if not example.prompt])
+        plain = iter(self.encode([each.text for each in held if not each.prompt and not each.messages]))
         # Text is as it was found, and may not spell a special token; who writes examples may mean to, in a template.
-        parts = [text for example in held if example.prompt for text in (example.prompt, example.text)]
+        parts = [text for each in held if each.prompt and not each.messages for text in (each.prompt, each.text)]
         pairs = iter(self.tokenizer.encode_batch(parts))
-        plain = iter(texts)
         ids, lengths, completions, digests = [], [], [], []
         for example in held:
-            prompt = np.array(next(pairs), dtype=np.uint32) if example.prompt else np.zeros(0, dtype=np.uint32)
-            text = np.array(next(pairs) if example.prompt else next(plain), dtype=np.uint32)
-            if not len(text):
+            if example.messages:
+                prompt, text = self._conversation(example)
+            else:
+                prompt, text = (next(pairs), next(pairs)) if example.prompt else ([], next(plain))
+            if not text:
                 continue
-            ids += [prompt, text, np.array([self.tokenizer.eos_id], dtype=np.uint32)]
+            ids.append(np.array([*prompt, *text, self.tokenizer.eos_id], dtype=np.uint32))
             lengths.append(len(prompt) + len(text) + 1)
             completions.append(len(prompt))
             digests.append(example.digest)
@@ -90,6 +91,17 @@ class Encoder:
             digests=np.array(digests, dtype=np.uint64),
             empty=len(found) - len(lengths),
         )
+
+    def _conversation(self, example: Example) -> tuple[list[int], list[int]]:
+        """Ids up to the last answer and of it, without the BOS and EOS that every document has."""
+        try:
+            prompt, answer = self.tokenizer.encode_example(example.messages)
+        except UserError as error:
+            said = str(error).rstrip(".")
+            raise ConfigError("input", example.where, said, "Or leave the record out.") from None
+        begin = 1 if prompt[:1] == [self.tokenizer.bos_id] else 0
+        end = len(answer) - 1 if answer[-1:] == [self.tokenizer.eos_id] else len(answer)
+        return prompt[begin:], answer[:end]
 
 
 def encode_in_order(

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from rnope.errors import ConfigError, check
+from rnope.messages import Message, checked
 
 Kind = Literal["text", "jsonl", "parquet", "datasets"]
 KINDS: dict[str, Kind] = {".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 NAMED = "datasets:"
+MESSAGES = "messages"
+"""The field of a conversation."""
 BLOCK_BYTES = 2**20
 """A block ends with the record that fills it."""
 DOCUMENT_BYTES = 2**25
@@ -57,16 +60,27 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A document; with a `prompt`, only what follows the prompt is learned."""
+    """A document; with a `prompt`, only what follows the prompt is learned.
+
+    A conversation has `messages`, and is text only by a tokenizer's chat template: `text` is what its last message says
+    then, and `prompt` what the others do.
+    """
 
     text: str
     prompt: str = ""
+    messages: tuple[Message, ...] = ()
+    where: str = ""
+    """File and line of a conversation, for what its template may say of it."""
 
     @property
     def digest(self) -> int:
         """64 bits that follow from the text alone."""
-        raw = self.prompt.encode() + b"\0" + self.text.encode() if self.prompt else self.text.encode()
+        raw = json.dumps(self.messages, sort_keys=True).encode() if self.messages else self._raw
         return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")
+
+    @property
+    def _raw(self) -> bytes:
+        return self.prompt.encode() + b"\0" + self.text.encode() if self.prompt else self.text.encode()
 
 
 def find_sources(inputs: tuple[str, ...]) -> tuple[Source, ...]:
@@ -197,7 +211,8 @@ def _rows_of_parquet(source: Source) -> Iterator[tuple[dict[str, Any], int, int]
     arrow = _package("pyarrow", source.name)
     try:
         file = _package("pyarrow.parquet", source.name).ParquetFile(source.name)
-        names = [name for name in file.schema_arrow.names if _is_text(arrow, file.schema_arrow.field(name).type)]
+        kinds = {name: file.schema_arrow.field(name).type for name in file.schema_arrow.names}
+        names = [name for name, kind in kinds.items() if name == MESSAGES or _is_text(arrow, kind)]
         rows = file.metadata.num_rows
         done = 0
         for batch in file.iter_batches(batch_size=_ROWS, columns=names):
@@ -218,7 +233,7 @@ def _rows_of_dataset(source: Source) -> Iterator[tuple[dict[str, Any], int, int]
     try:
         rows = library.load_dataset(name, config or None, split=split or "train", streaming=True)
         for row in rows:
-            held = {key: value for key, value in row.items() if value is None or isinstance(value, str)}
+            held = {k: value for k, value in row.items() if k == MESSAGES or value is None or isinstance(value, str)}
             yield held, _weight(held), 0
     except Exception as error:  # of many kinds: no network, no such name, no such split, an unsafe script
         rule = f"cannot be loaded ({type(error).__name__}: {error})"
@@ -227,7 +242,7 @@ def _rows_of_dataset(source: Source) -> Iterator[tuple[dict[str, Any], int, int]
 
 
 def _weight(row: Mapping[str, Any]) -> int:
-    return sum(len(value) for value in row.values() if value)
+    return sum(len(value if isinstance(value, str) else str(value)) for value in row.values() if value)
 
 
 def examples(block: Block, text_field: str) -> Iterator[Example | None]:
@@ -264,11 +279,13 @@ def _parsed(line: str, where: str) -> Any:
 
 def _example(record: Any, text_field: str, where: str) -> Example | None:
     held = record if isinstance(record, Mapping) else {}
+    if text_field not in held and held.get(MESSAGES) is not None:
+        return _conversation(held[MESSAGES], where)
     fields = [text_field] if text_field in held else ["prompt", "completion"]
     values = ["" if name in held and held[name] is None else held.get(name) for name in fields]
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) < len(values):
-        rule = f"has neither a string {text_field!r} nor strings 'prompt' and 'completion'"
+        rule = f"has neither a string {text_field!r} nor strings 'prompt' and 'completion' nor a list 'messages'"
         names = ", ".join(sorted(map(str, held))[:10])
         remedy = f"It has: {names}. Name the one with the text by --text-field." if names else "Give it one."
         raise ConfigError("input", where, rule, remedy)
@@ -279,3 +296,19 @@ def _example(record: Any, text_field: str, where: str) -> Example | None:
     if not whole[-1].strip():
         return None
     return Example(text=whole[-1], prompt=whole[0] if len(whole) == 2 else "")
+
+
+def _conversation(messages: object, where: str) -> Example | None:
+    try:
+        found = checked(messages)
+    except ConfigError as error:
+        raise ConfigError("input", where, f"{error.field} {error.rule}", error.remedy) from None
+    if found[-1]["role"] != "assistant" or len(found) < 2:
+        rule = "its messages do not end with an answer of the assistant to others"
+        raise ConfigError("input", where, rule, "Leave out what comes behind the last answer.")
+    contents = [message["content"] for message in found]
+    if sum(map(len, contents)) > DOCUMENT_BYTES:
+        raise _too_long(where)
+    if not contents[-1].strip():
+        return None
+    return Example(text=contents[-1], prompt="\n".join(contents[:-1]), messages=tuple(found), where=where)

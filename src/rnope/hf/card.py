@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rnope.hf.keys import unknown_keys
 from rnope.hf.mapping import ARCHITECTURES, obstacles
 from rnope.model.accounting import cache_bytes, parameters
 from rnope.model.spec import ModelConfig
@@ -41,9 +42,31 @@ model = rnope.load("FOLDER")
 logits = model(ids)  # ids [batch, tokens] -> [batch, tokens, {vocab_size}]
 ```
 
-## Where it came from
+{keys}## Where it came from
 
 {provenance}
+"""
+
+_KEPT = """\
+## Kept of the configuration before it
+
+These keys of `config.json` mean nothing to `rnope`, which hands them on:
+
+```json
+{kept}
+```
+
+"""
+
+_LEFT_OUT = """\
+## Left out of the configuration before it
+
+These keys of its `config.json` named code, which `rnope` neither runs nor hands on:
+
+```json
+{left_out}
+```
+
 """
 
 _TRANSFORMERS = """\
@@ -64,8 +87,13 @@ Only `rnope`; no class of `transformers` can say these layers:
 """
 
 
-def model_card(config: ModelConfig, raw: Mapping[str, Any], *, with_tokenizer: bool) -> str:
-    """The card of a model of `config`, whose config.json is `raw`."""
+def model_card(
+    config: ModelConfig, raw: Mapping[str, Any], *, with_tokenizer: bool, left_out: Mapping[str, Any] | None = None
+) -> str:
+    """The card of a model of `config`, whose config.json is `raw`; `left_out` is what was not handed on to it."""
+    kept = unknown_keys(raw)
+    keys = _KEPT.format(kept=_json(kept)) if kept else ""
+    keys += _LEFT_OUT.format(left_out=_json(left_out)) if left_out else ""
     kind = raw["model_type"]
     if kind == "rnope":
         opens = _ONLY_HERE.format(reasons="\n".join(f"- {reason}" for reason in obstacles(config)))
@@ -76,7 +104,6 @@ def model_card(config: ModelConfig, raw: Mapping[str, Any], *, with_tokenizer: b
             tokenizer_line='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if with_tokenizer else "",
         )
     context, provenance = raw["max_position_embeddings"], raw["rnope"]["provenance"]
-    lines = json.dumps(provenance, indent=2, ensure_ascii=False)
     return _CARD.format(
         library="rnope" if kind == "rnope" else "transformers",
         layers=len(config.layers),
@@ -93,5 +120,10 @@ def model_card(config: ModelConfig, raw: Mapping[str, Any], *, with_tokenizer: b
         context=context,
         cache=cache_bytes(config, context),
         opens=opens.rstrip(),
-        provenance=f"```json\n{lines}\n```" if provenance else "Not recorded.",
+        keys=keys,
+        provenance=f"```json\n{_json(provenance)}\n```" if provenance else "Not recorded.",
     )
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -9,87 +9,93 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rnope.errors import ConfigError, UserError
 from rnope.files import beside
+from rnope.hf import shards, weights
 from rnope.hf.card import model_card
-from rnope.hf.mapping import ARCHITECTURES, from_hf, tensor_names, to_hf
+from rnope.hf.configs import CONFIG, GENERATION, TOKENIZER_FILES, Kept, read_kept
+from rnope.hf.configs import read_config as read_config
+from rnope.hf.configs import read_context_tokens as read_context_tokens
+from rnope.hf.configs import read_model_type as read_model_type
+from rnope.hf.configs import read_provenance as read_provenance
+from rnope.hf.configs import read_stop_ids as read_stop_ids
+from rnope.hf.keys import left_out
+from rnope.hf.mapping import ARCHITECTURES, tensor_names, to_hf
+from rnope.hf.reading import read_json, some
 from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
+from rnope.tokenizer import Tokenizer
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 _OF_A_MODEL = (
-    "config.json", "generation_config.json", "README.md", "*.safetensors", INDEX, ".gitattributes", "*.jinja",
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    CONFIG, GENERATION, "README.md", "*.safetensors", shards.INDEX, ".gitattributes", *TOKENIZER_FILES,
 )  # fmt: skip
 """What a model folder may hold and still be replaced: anything else is somebody's, and is not ours to delete."""
-
-
-class FolderTokenizer(Protocol):
-    """What `save` wants of a tokenizer; `rnope.tokenizer.Tokenizer` is one."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def bos_id(self) -> int: ...
-    @property
-    def eos_id(self) -> int: ...
-    @property
-    def pad_id(self) -> int: ...
-    def save(self, folder: Path) -> None: ...
 
 
 def save(
     model: Decoder,
     folder: str | os.PathLike[str],
-    tokenizer: FolderTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     *,
+    like: str | os.PathLike[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    context_tokens: int = 8192,
+    context_tokens: int | None = None,
+    shard_bytes: int = shards.SHARD_BYTES,
 ) -> None:
     """Write `model` as a Hugging Face folder; transformers opens it wherever one of its classes can say the layers.
 
     Args:
         model: any decoder that holds its weights.
         folder: where to. A model folder that is there already is replaced.
-        tokenizer: its files go beside the weights and its special ids into config.json.
+        tokenizer: its files go beside the weights, its special ids into config.json and generation_config.json.
+        like: the model folder that this one takes the place of. What it says beyond its architecture goes along: unknown
+            keys, special ids, context, generation_config.json, and its tokenizer where none is given.
         provenance: where the model came from (recipe, seed, digests): plain data, kept in config.json and on the card.
-        context_tokens: longest trained context, which serving programs take as their limit.
+            That of `like` does not go along.
+        context_tokens: longest trained context, which serving programs take as their limit. None is that of `like`, or
+            else 8,192.
+        shard_bytes: most bytes of weights in one file; more are split into several with an index.
 
     Raises:
         UserError: the place is taken by something else or cannot be written, or the tokenizer has more tokens than the
             model. Nothing is left behind then, and what was there stays.
     """
     save_state(
-        model.config, model.state_dict(), folder, tokenizer, provenance=provenance, context_tokens=context_tokens
-    )
+        model.config, model.state_dict(), folder, tokenizer, like=like, provenance=provenance,
+        context_tokens=context_tokens, shard_bytes=shard_bytes,
+    )  # fmt: skip
 
 
 def save_state(
     config: ModelConfig,
     state: Mapping[str, Tensor],
     folder: str | os.PathLike[str],
-    tokenizer: FolderTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     *,
+    like: str | os.PathLike[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    context_tokens: int = 8192,
+    context_tokens: int | None = None,
+    shard_bytes: int = shards.SHARD_BYTES,
 ) -> None:
-    """`save` for weights that are not in a `Decoder`, under its names: gathered from several devices, or averaged."""
+    """`save` for weights that are not in a `Decoder`, under its names: gathered from several devices, or averaged.
+
+    `state` may make its tensors when asked: each is asked for once, in the model's order, and one file's at a time are
+    held.
+    """
     names = tensor_names(config)
     missing = sorted(set(names) - set(state))
     if missing:
-        raise UserError(f"The weights lack {_some(missing)}. Give the whole state_dict of a Decoder.")
-    if any(state[name].is_meta for name in names):
-        raise UserError("The model is on the meta device and has no weights to save. Load or initialise it first.")
-    ids = {}
+        raise UserError(f"The weights lack {some(missing)}. Give the whole state_dict of a Decoder.")
+    kept = None if like is None else read_kept(like)
+    ids = None
     if tokenizer is not None:
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
@@ -99,16 +105,48 @@ def save_state(
                 "Save the tokenizer that the model was trained with.",
             )
         ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
-    dtype = str(state["embedding.weight"].dtype).removeprefix("torch.")
-    raw = to_hf(config, dtype=dtype, context_tokens=context_tokens, special_ids=ids, provenance=provenance)
-    tensors = {theirs: state[ours].detach().contiguous() for ours, theirs in names.items()}
     with _replacing(Path(folder)) as fresh:
-        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        (fresh / "config.json").write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        card = model_card(config, raw, with_tokenizer=tokenizer is not None)
-        (fresh / "README.md").write_text(card, encoding="utf-8")
+        found = shards.write(((theirs, state[ours]) for ours, theirs in names.items()), fresh, shard_bytes)
+        dtype = str(found).removeprefix("torch.")
+        before = None if kept is None else kept.config
+        raw = to_hf(
+            config, dtype=dtype, context_tokens=context_tokens, special_ids=ids, provenance=provenance, like=before
+        )  # fmt: skip
+        _write_json(fresh / CONFIG, raw)
+        generation = _generation(kept, tokenizer)
+        if generation is not None:
+            _write_json(fresh / GENERATION, generation)
         if tokenizer is not None:
             tokenizer.save(fresh)
+        elif kept is not None:
+            for name, content in kept.tokenizer.items():
+                (fresh / name).write_bytes(content)
+        card = model_card(
+            config, raw, with_tokenizer=bool(tokenizer or (kept and kept.tokenizer)),
+            left_out=left_out(before or {}, tuple(ARCHITECTURES.values())),
+        )  # fmt: skip
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def _generation(kept: Kept | None, tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    """generation_config.json: that of the folder before, with the ids of the tokenizer that is given now.
+
+    What else ended a text before still does, if the tokenizer's EOS was among it: then the two have one vocabulary.
+    """
+    before = None if kept is None or kept.generation is None else dict(kept.generation)
+    if tokenizer is None:
+        return before
+    others = kept.stop_ids if kept is not None and tokenizer.eos_id in kept.stop_ids else ()
+    stops = list(dict.fromkeys((*tokenizer.stop_ids, *others)))
+    return (before or {}) | {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _write_json(path: Path, raw: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -134,10 +172,10 @@ def _refuse_foreign(folder: Path) -> None:
     foreign = [p.name for p in there if p.is_dir() or not any(p.match(pattern) for pattern in _OF_A_MODEL)]
     if foreign:
         raise UserError(
-            f"{folder} holds {_some(foreign)}, which no model folder has. Move that, or choose another place."
+            f"{folder} holds {some(foreign)}, which no model folder has. Move that, or choose another place."
         )
     try:
-        known = not there or _read_json(folder / "config.json").get("model_type") in ARCHITECTURES
+        known = not there or read_json(folder / "config.json").get("model_type") in ARCHITECTURES
     except UserError:
         known = False
     if not known:
@@ -147,41 +185,46 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def load(
-    folder: str | os.PathLike[str], dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    *,
+    verify: bool = True,
 ) -> Decoder:
     """The model of a folder: of type `cohere` or `cohere2`, whoever wrote it, or `rnope`.
 
     Args:
         folder: a local folder with config.json and safetensors, in one file or in several with an index.
-        dtype: what to convert the weights to; None keeps them as stored, bit for bit.
+        dtype: what to convert the weights to; None keeps them as stored, bit for bit. Then, on the CPU, they are private
+            views of the files (`weights.read`).
         device: where to; None is the CPU.
+        verify: compare the weights with the digests that were written with them, where there are some.
 
     Raises:
-        UserError: the folder or a file in it is missing, damaged or of a kind that is not read here; a tensor is
-            missing, left over or has the wrong shape.
+        UserError: the folder or a file in it is missing, damaged, altered or of a kind that is not read here; a tensor
+            is missing, left over or has the wrong shape.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigError("dtype", dtype, "weights are floating-point numbers", "Use torch.float32 or torch.bfloat16.")
     place = _device(device)
     path = Path(folder).expanduser()
     config = read_config(path)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = Decoder(config)
-    shapes = {theirs: tuple(model.get_parameter(ours).shape) for ours, theirs in tensor_names(config).items()}
-    tensors: dict[str, Tensor] = {}
-    for file in _weight_files(path):
-        tensors |= _read_tensors(file, shapes)
-    missing = sorted(set(shapes) - set(tensors))
-    if missing:
-        raise UserError(
-            f"{path}: the weights lack {_some(missing)}. The folder is incomplete: fetch or write it again."
-        )
-    head = tensors.pop(HEAD, None)
-    if head is not None and not torch.equal(head, tensors[EMBEDDING]):
-        raise UserError(f"{path}: {HEAD} differs from {EMBEDDING}; rnope has only tied heads. Use transformers for it.")
-    state = {ours: tensors[theirs].to(device=place, dtype=dtype) for ours, theirs in tensor_names(config).items()}
-    model.load_state_dict(state, assign=True)
+    names = tensor_names(config)
+    shapes = {theirs: tuple(model.get_parameter(ours).shape) for ours, theirs in names.items()}
+    tensors = weights.read(path, shapes, dtype=dtype, device=place, verify=verify)
+    model.load_state_dict({ours: tensors[theirs] for ours, theirs in names.items()}, assign=True)
     return model
+
+
+class _Undrawn(TorchFunctionMode):
+    """Modules without fresh weights: drawing them on the meta device imports SymPy, two seconds for nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.init.kaiming_uniform_, nn.init.normal_):
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -198,125 +241,3 @@ def _device(device: str | torch.device | None) -> torch.device:
         found = f"this machine has {torch.cuda.device_count()} that PyTorch can use"
         raise ConfigError("device", str(device), found, "Use cpu, or a build of PyTorch for the machine's GPU.")
     return place
-
-
-def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """The architecture of a model folder, without its weights.
-
-    Raises:
-        UserError: as `load`.
-    """
-    path = Path(folder).expanduser() / "config.json"
-    try:
-        return from_hf(_read_json(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.field}", error.value, error.rule, error.remedy) from None
-
-
-def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Where the model of a folder came from, as `save` was told; empty for a model that others wrote."""
-    block = _read_json(Path(folder).expanduser() / "config.json").get("rnope")
-    found = block.get("provenance") if isinstance(block, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def read_context_tokens(folder: str | os.PathLike[str]) -> int:
-    """The longest trained context of a model folder, as its config.json has it.
-
-    Raises:
-        UserError: the file cannot be read, or has no such number.
-    """
-    path = Path(folder).expanduser() / "config.json"
-    found = _read_json(path).get("max_position_embeddings")
-    if type(found) is not int or found < 1:
-        rule, remedy = "must be a whole number above 0", "Write the longest context it was trained on."
-        raise ConfigError(f"{path}: max_position_embeddings", found, rule, remedy)
-    return found
-
-
-def read_model_type(folder: str | os.PathLike[str]) -> str | None:
-    """The ``model_type`` of a folder's config.json, whichever class wrote it."""
-    found = _read_json(Path(folder).expanduser() / "config.json").get("model_type")
-    return found if isinstance(found, str) else None
-
-
-def read_stop_ids(folder: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Ids of the tokens that end a text: those of generation_config.json where it has some, else of config.json."""
-    path = Path(folder).expanduser()
-    for file in (path / "generation_config.json", path / "config.json"):
-        found = _read_json(file).get("eos_token_id") if file.exists() else None
-        ids = found if isinstance(found, list) else [found]
-        if ids and all(type(i) is int for i in ids):
-            return tuple(ids)
-    return ()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent}: no such folder. Give the path of a local model folder.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}, so it is no model folder. Give one that has.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}). Mend it or fetch it again.") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: must hold a JSON object. Mend it or fetch it again.")
-    return raw
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        index = _read_json(folder / INDEX).get("weight_map")
-        files = sorted({str(name) for name in index.values()}) if isinstance(index, dict) else []
-        for name in files:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise UserError(f"{folder / INDEX} names {name!r}, which is not in the folder. Fetch the folder again.")
-        if files:
-            return [folder / name for name in files]
-    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    if not pickled:
-        raise UserError(f"{folder} has no {WEIGHTS}. Give a folder with weights in it.")
-    raise UserError(
-        f"{folder} has its weights only as {_some(pickled)}: pickles, which can run code and are never opened here. "
-        'If you trust them, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
-    )
-
-
-def _read_tensors(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of one file, checked against `shapes` before they are read."""
-    wanted = {**shapes, HEAD: shapes[EMBEDDING]}
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
-            extra = sorted(set(names) - set(wanted))
-            if extra:
-                raise UserError(
-                    f"{file} also holds {_some(extra)}, for which config.json has no layer. Do they belong together?"
-                )
-            for name in names:
-                shape = tuple(tensors.get_slice(name).get_shape())
-                if shape != wanted[name]:
-                    raise UserError(
-                        f"{file}: {name} is {shape}, but by config.json it is {wanted[name]}. Mend config.json."
-                    )
-            read = {name: tensors.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: not readable as safetensors ({error}). It may be cut short: fetch it again."
-        ) from None
-    for name, tensor in read.items():
-        if tensor.dtype not in _DTYPES:
-            raise UserError(
-                f"{file}: {name} is stored as {tensor.dtype}; quantised weights are not read. Convert to bfloat16."
-            )
-    return read
-
-
-def _some(names: list[str]) -> str:
-    """The first names, and how many there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -5,11 +5,13 @@ explicitly, and carries one ``rnope`` block with what the class has no words for
 names; the layers stand in both, and reading refuses a file in which the two disagree.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from rnope.errors import ConfigError, shown, unknown
+from rnope.hf.keys import check_fixed, going_along
+from rnope.hf.theta import theta
 from rnope.model.spec import Init, LayerSpec, ModelConfig, Position
 from rnope.strict import from_plain, to_plain
 
@@ -91,35 +93,36 @@ def to_hf(
     config: ModelConfig,
     *,
     dtype: str = "float32",
-    context_tokens: int = 8192,
+    context_tokens: int | None = None,
     special_ids: Mapping[str, int] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    like: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of config.json.
 
     Args:
         config: the architecture.
         dtype: of the weights, as torch spells it.
-        context_tokens: longest trained context; serving programs take it as their limit. The default is that of the
-            paper's pretraining.
-        special_ids: ids for ``bos``, ``eos`` and ``pad``; one that is absent is written as null, so that the classes'
-            defaults (5, 255001, 0) do not leak into another vocabulary.
+        context_tokens: longest trained context; serving programs take it as their limit. None is that of `like`, or
+            8,192 as in the paper's pretraining.
+        special_ids: ids for ``bos``, ``eos`` and ``pad``, all of them; None is those of `like`. One that nobody says is
+            written as null, so that the classes' defaults (5, 255001, 0) do not leak into another vocabulary.
         provenance: where the model came from: recipe, seed, digests; plain data.
+        like: another config.json. What it says beyond its architecture goes along (`keys.going_along`).
     """
     kind = model_type(config)
-    ids = special_ids or {}
     raw: dict[str, Any] = {"model_type": kind, "architectures": [ARCHITECTURES[kind]], "dtype": dtype}
     raw |= {theirs: getattr(config, ours) for ours, theirs in NUMBERS.items()}
     raw |= {
         "num_hidden_layers": len(config.layers),
-        "max_position_embeddings": context_tokens,
+        "max_position_embeddings": 8192,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
         "tie_word_embeddings": True,
         "initializer_range": config.init.embedding_std,
         "use_cache": True,
-        **{f"{name}_token_id": ids.get(name) for name in ("bos", "eos", "pad")},
+        **dict.fromkeys(_IDS.values()),
     }
     if kind != "rnope":
         theta = config.thetas[0] if config.thetas else 1e4  # the class wants one, if only to leave it unused
@@ -135,12 +138,34 @@ def to_hf(
         rope = [spec for spec in config.layers if spec.position == "rope"]
         raw["sliding_window"] = (rope[0].window if rope else None) or FULL_SPAN
         raw["layer_types"] = [_LAYER_TYPES[spec.position] for spec in config.layers]
+        pattern = _pattern(raw["layer_types"])
+        if pattern is not None:  # for transformers before 4.53, which takes every fourth layer to be full without it
+            raw["sliding_window_pattern"] = pattern
+    raw |= {key: to_plain(value) for key, value in going_along(like or {}, raw).items()}
+    if context_tokens is not None:
+        raw["max_position_embeddings"] = context_tokens
+        raw.pop("model_max_length", None)
+    if special_ids is not None:
+        raw |= {theirs: special_ids.get(ours) for ours, theirs in _IDS.items()}
     block = _Block(format=FORMAT, layers=config.layers, init=config.init)
     return raw | {"rnope": to_plain(block) | {"provenance": to_plain(provenance or {})}}
 
 
+_IDS = {name: f"{name}_token_id" for name in ("bos", "eos", "pad")}
 _LAYER_TYPES: dict[Position, str] = {"rope": "sliding_attention", "nope": "full_attention"}
 _POSITIONS = {theirs: ours for ours, theirs in _LAYER_TYPES.items()}
+
+
+def _types(pattern: int, num_layers: int) -> tuple[str, ...]:
+    """What ``sliding_window_pattern`` says: windows, and every `pattern`-th layer full."""
+    return tuple(_LAYER_TYPES["rope" if (i + 1) % pattern else "nope"] for i in range(num_layers))
+
+
+def _pattern(types: Sequence[str]) -> int | None:
+    """The smallest ``sliding_window_pattern`` that says `types`; one above their number where no layer is full."""
+    full = _LAYER_TYPES["nope"]
+    pattern = types.index(full) + 1 if full in types else len(types) + 1
+    return pattern if _types(pattern, len(types)) == tuple(types) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,27 +190,16 @@ class _Fields:
     head_dim: int | None = None
     logit_scale: float
     layer_norm_eps: float = 1e-5
-    hidden_act: str = "silu"
-    attention_bias: bool = False
-    tie_word_embeddings: bool = True
     use_qk_norm: bool | None = False
     sliding_window: int | None = None
-    sliding_window_pattern: int = 4
+    sliding_window_pattern: int | None = None
+    layer_switch: int | None = None
     layer_types: tuple[str, ...] | None = None
-    rotary_pct: float = 1.0
-    partial_rotary_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        only = {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": True}
-        for name, value in (only | {"rotary_pct": 1.0, "partial_rotary_factor": 1.0}).items():
-            if getattr(self, name) != value:
-                raise ConfigError(name, getattr(self, name), f"rnope has only {value!r}", _ELSEWHERE)
-        for name in ("num_hidden_layers", "sliding_window_pattern"):
-            if not 1 <= getattr(self, name) < 2**16:
+        for name in ("num_hidden_layers", "sliding_window_pattern", "layer_switch"):
+            if getattr(self, name) is not None and not 1 <= getattr(self, name) < 2**16:
                 raise ConfigError(name, getattr(self, name), "must lie in 1 … 65,535", "Mend config.json.")
-
-
-_ELSEWHERE = "Use transformers for this model."
 
 
 def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
@@ -198,6 +212,7 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise unknown("model_type", kind, "model type here", ARCHITECTURES)
+    check_fixed(raw)
     said = from_plain(_Fields, {f.name: raw[f.name] for f in fields(_Fields) if f.name in raw})
     block = _block(raw["rnope"]) if "rnope" in raw else None
     if kind == "rnope" and block is None:
@@ -233,20 +248,18 @@ def _block(raw: object) -> _Block:
 
 
 def _cohere_layers(raw: Mapping[str, Any], said: _Fields) -> tuple[LayerSpec, ...]:
-    layer = LayerSpec(position="rope", theta=_theta(raw), qk_norm=bool(said.use_qk_norm))
+    for name in ("layer_types", "sliding_window", "sliding_window_pattern", "layer_switch"):
+        if raw.get(name) is not None:
+            rule = "in cohere every layer has RoPE and sees everything before it"
+            raise ConfigError(name, raw[name], rule, "Leave it out, or write model_type cohere2.")
+    layer = LayerSpec(position="rope", theta=theta(raw), qk_norm=bool(said.use_qk_norm))
     return (layer,) * said.num_hidden_layers
 
 
 def _cohere2_layers(raw: Mapping[str, Any], said: _Fields) -> tuple[LayerSpec, ...]:
-    types = said.layer_types
-    if types is None:  # the form of the files published before layer_types
-        pattern = said.sliding_window_pattern
-        types = tuple(_LAYER_TYPES["rope" if (i + 1) % pattern else "nope"] for i in range(said.num_hidden_layers))
-    for i, name in enumerate(types):
-        if name not in _POSITIONS:
-            raise unknown(f"layer_types[{i}]", name, "layer type of cohere2", _POSITIONS)
-    if len(types) != said.num_hidden_layers:
-        raise ConfigError("num_hidden_layers", said.num_hidden_layers, f"but layer_types has {len(types)}", "Mend one.")
+    if said.use_qk_norm:
+        raise ConfigError("use_qk_norm", True, "cohere2 has no QK-Norm", "Leave it out, or write model_type cohere.")
+    types = _said_types(said)
     kinds = {"full_attention": LayerSpec(position="nope")}
     if "sliding_attention" in types:
         window = said.sliding_window
@@ -255,30 +268,34 @@ def _cohere2_layers(raw: Mapping[str, Any], said: _Fields) -> tuple[LayerSpec, .
         if window < 1:
             raise ConfigError("sliding_window", window, "must be at least 1: it counts the current token", "Mend it.")
         kinds["sliding_attention"] = LayerSpec(
-            position="rope", theta=_theta(raw), window=None if window >= UNBOUNDED else window
+            position="rope", theta=theta(raw, per_type=True), window=None if window >= UNBOUNDED else window
         )
     return tuple(kinds[name] for name in types)
 
 
-def _theta(raw: Mapping[str, Any]) -> float:
-    """θ from rope_parameters (transformers 5) or rope_theta (before); scaled and partial RoPE are refused."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ConfigError("rope_parameters", rope, "must be a table", "Give it rope_type and rope_theta.")
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ConfigError("rope_parameters", rope, "rnope has only plain RoPE on whole heads", _ELSEWHERE)
-    places: dict[str, Any] = {"rope_parameters.rope_theta": rope.get("rope_theta"), "rope_theta": raw.get("rope_theta")}
-    given = {where: value for where, value in places.items() if value is not None}
-    if not given:
-        raise ConfigError("rope_theta", None, "is missing", "The class's default has changed over time: write it.")
-    for where, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value < 1e30:
-            raise ConfigError(where, value, "must be a number above 1", "The paper pretrains with 10000.")
-    if len(set(given.values())) > 1:
-        pairs = " but ".join(f"{where} = {value:g}" for where, value in given.items())
-        raise ConfigError("rope_theta", raw.get("rope_theta"), f"the file contradicts itself: {pairs}", "Mend one.")
-    return float(next(iter(given.values())))
+def _said_types(said: _Fields) -> tuple[str, ...]:
+    """The layer types that a cohere2 file says: as a list, as a pattern in one of its two names, or by the default of 4.
+
+    transformers reads the list, else ``sliding_window_pattern``, and knows no ``layer_switch``. Here they must agree.
+    """
+    count = said.num_hidden_layers
+    names = {"sliding_window_pattern": said.sliding_window_pattern, "layer_switch": said.layer_switch}
+    patterns = {name: value for name, value in names.items() if value is not None}
+    types = said.layer_types
+    if types is None:
+        types = _types(next(iter(patterns.values()), 4), count)
+    for i, name in enumerate(types):
+        if name not in _POSITIONS:
+            raise unknown(f"layer_types[{i}]", name, "layer type of cohere2", _POSITIONS)
+    if len(types) != count:
+        raise ConfigError("num_hidden_layers", count, f"but layer_types has {len(types)}", "Mend one.")
+    for name, value in patterns.items():
+        for i, (one, other) in enumerate(zip(_types(value, count), types, strict=True)):
+            if one != other:
+                where = "layer_types" if said.layer_types is not None else next(iter(patterns))
+                rule = f"the file contradicts itself: `{where}` says {other} for layer {i}"
+                raise ConfigError(name, value, rule, "Mend one, or leave the older of them out.")
+    return types
 
 
 def _refuse_contradiction(block: tuple[LayerSpec, ...], layers: tuple[LayerSpec, ...], kind: str) -> None:

@@ -109,9 +109,8 @@ class ModelConfig:
             raise ConfigError("layers", [], "a model needs at least one layer", "Add a layer.")
         for name in ("width", "heads", "kv_heads", "head_size", "ffn_width", "vocab_size"):
             if not 1 <= getattr(self, name) < 2**31:
-                raise ConfigError(
-                    name, getattr(self, name), "must lie in 1 … 2^31", "See `rnope show 8b` for an example."
-                )
+                remedy = "See `rnope layers --size 8b` for an example."
+                raise ConfigError(name, getattr(self, name), "must lie in 1 … 2^31", remedy)
         if self.heads % self.kv_heads:
             raise ConfigError(
                 "kv_heads",

@@ -48,7 +48,8 @@ def resolve(plain: Mapping[str, object]) -> Recipe:
 
 def resolve_training(plain: Mapping[str, object], origins: Mapping[str, str] | None = None) -> TrainingRecipe:
     """A training recipe's table, without its marks, as a `TrainingRecipe`: every arm gets its stages in full."""
-    check("origins", plain.get("origins"), "origins" not in plain, "is made of the marks of values", "Leave it out.")
+    for name, made in (("origins", "the marks of values"), ("opened", "the folder that start names")):
+        check(name, plain.get(name), name not in plain, f"is made of {made}", "Leave it out.")
     data, arms = _with_arms(plain, "training recipe")
     return _built(TrainingRecipe, {**data, "origins": origins or {}}, arms)
 

@@ -278,8 +278,8 @@ def stages(gate: Gate) -> Table | None:
                     f"{stage.steps:,}",
                     f"{stage.tokens:,}",
                     words.seconds(stage.seconds),
-                    f"{stage.loss:.3f}",
-                    words.score(10 * stage.accuracy),
+                    f"{stage.loss:.3f}" if stage.steps else "",
+                    words.score(10 * stage.accuracy) if stage.steps else "",
                     "; ".join(reached),
                     "; ".join(f"{name} {value:.3f}" for name, value in stage.validation.items()),
                 ]

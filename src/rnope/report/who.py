@@ -14,7 +14,7 @@ PRETRAINING = 8192
 """The paper's pretraining length, in tokens: ours stands for it."""
 _TITLES = {
     "pretrained": "As pretrained",
-    "tuned": "After fine-tuning or extension",
+    "tuned": "After further stages",
     "variations": "Pretrained with another θ, window or depth",
 }
 KEYS = ("", *_TITLES)

@@ -54,7 +54,10 @@ def share(value: float | None) -> str:
 
 
 def seconds(value: float) -> str:
-    return f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"
+    """42 -> 42 s, 3600 -> 60 min, 54000 -> 15.0 h."""
+    if value < 600:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 36_000 else f"{value / 3600:.1f} h"
 
 
 def plain(value: Any) -> str:

@@ -21,6 +21,8 @@ from rnope.train.voice import one_voice
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for checkpoints, logs and models [default: out/RECIPE]."
 )
+@click.option("--start", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Model folder to go on from, for recipes such as uptrain that have no model of their own.")  # fmt: skip
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE",
               help="Change the recipe, for example stages.pretrain.steps=100 or execution.save_steps=50.")  # fmt: skip
 @click.option(
@@ -38,6 +40,7 @@ def train(
     arms: tuple[str, ...],
     data: tuple[str, ...],
     out: Path | None,
+    start: Path | None,
     changes: tuple[str, ...],
     dry_run: bool,
     ranks: int | None,
@@ -47,6 +50,10 @@ def train(
 ) -> None:
     with one_voice():
         resolved = recipes.load_training(recipe, changes)
+        if resolved.start is not None or start is not None:
+            from rnope.train.start import opened
+
+            resolved = opened(resolved, start)
         folders = dict(_pair(text) for text in data)
         if dry_run:
             from rnope.train.plan import plan

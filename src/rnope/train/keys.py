@@ -17,9 +17,9 @@ def stage_key(
 ) -> str:
     """A digest of all that the weights after stage `index` of `arm` follow from: this stage and those before it.
 
-    That is the fresh model, the seed, the optimizer, and each stage with its part of its schedule and its data. It is
-    not how the run is carried out, nor the names of recipe, arm and schedules. Names of stages and sources are in it,
-    since they seed the order of the data.
+    That is the fresh model, or the weights that it starts from, the seed, the optimizer, and each stage with its part
+    of its schedule and its data. It is not how the run is carried out, nor the names of recipe, arm and schedules. Names
+    of stages and sources are in it, since they seed the order of the data.
 
     Args:
         steps: of every stage of `arm`; None, in plans alone, where that is not known yet.
@@ -33,6 +33,8 @@ def stage_key(
         data = {name: data_digests[name] for name in stage.sources}
         stages.append([to_plain(replace(resolved, schedule="")), schedule, *span(arm, i, steps), data])
     whole = [FORMAT, to_plain(recipe.model_config(arm)), recipe.seed, to_plain(recipe.optimizer), stages]
+    if recipe.opened is not None:
+        whole.append(recipe.opened.weights)
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -29,6 +29,7 @@ from rnope.parallel.mesh import Mesh
 from rnope.train.checkpoints import Checkpoints
 from rnope.train.metrics import Log, Point, by_position, memory_bytes, position_edges, position_losses
 from rnope.train.optim import build_optimizer, optimizer_tensors, step_if_finite
+from rnope.train.start import fill
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ class Work:
     folder: Path
     before: Path | None = None
     """Folder of the stage that this one goes on from."""
+    start: Path | None = None
+    """Model folder that a first stage goes on from; None: its weights are fresh."""
     peak_flops: float | None = None
     """Of one device, for its utilisation."""
 
@@ -105,7 +108,7 @@ def fit(work: Work, mesh: Mesh, watch: Watch) -> Decoder:
     model = apply(
         work.config,
         mesh,
-        seed=work.seed if own is None and work.before is None else None,
+        seed=work.seed if own is None and work.before is None and work.start is None else None,
         precision=stage.precision,
         checkpoint_activations=execution.checkpoint_activations,
         compile_blocks=execution.compile,
@@ -118,6 +121,8 @@ def fit(work: Work, mesh: Mesh, watch: Watch) -> Decoder:
         standing = _carried_over(work.before, stage, model, optimizer)
     else:
         standing = Standing()
+        if work.start is not None:
+            fill(model, work.start, mesh)
     log = Log(work.folder, standing.step, tensorboard=execution.tensorboard) if mesh.rank == 0 else None
     rows = StageRows(stage, work.sources, seed=work.seed)
     meter = _Meter(work, mesh)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rnope.errors import UserError
 from rnope.files import write_text
+from rnope.memory import status_bytes
 
 BUCKETS = 8
 """Ranges of positions, each but the first twice as long as the one before."""
@@ -123,12 +124,3 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return status_bytes("VmHWM")
-
-
-def status_bytes(name: str) -> int:
-    """A line of /proc/self/status, in bytes; 0 on systems without it."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return int(status.partition(f"{name}:")[2].split()[0]) * 1024

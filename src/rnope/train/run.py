@@ -100,6 +100,11 @@ def open_sources(
         rule = f"was made with another tokenizer than {str(sources[first].folder)!r}"
         remedy = "Build all sources with one --tokenizer."
         check(f"sources.{name}", str(sources[name].folder), ok, rule, remedy)
+    if recipe.opened is not None:
+        ok = sources[first].tokenizer_digest == recipe.opened.tokenizer
+        rule = f"was made with another tokenizer than the model's in {recipe.start!r}"
+        remedy = f"Run `rnope data build ... --tokenizer {recipe.start}`."
+        check(f"sources.{first}", str(sources[first].folder), ok, rule, remedy)
     for arm in arms:
         least, given = sources[first].vocab_size, recipe.model_config(arm).vocab_size
         rule = f"the tokenizer of {str(sources[first].folder)!r} has {least:,} tokens"
@@ -138,6 +143,7 @@ def _works(recipe: TrainingRecipe, arm: Arm, sources: Sources, held_out: Sources
                 held_out={name: held_out[name] for name in stage.sources if name in held_out},
                 folder=out / "stages" / f"{stage.name}-{key}",
                 before=works[-1].folder if works else None,
+                start=Path(recipe.start) if recipe.start is not None and not works else None,
                 peak_flops=peak_flops(mesh.device_name, stage.precision),
             )
         )
@@ -170,11 +176,21 @@ def _export(model: Decoder, work: Work, recipe: TrainingRecipe, arm: Arm, source
             "precision": work.stage.precision, "data": {name: shards.digest for name, shards in work.sources.items()},
             "tokenizer": first.tokenizer_digest, "rnope": __version__,
         }  # fmt: skip
+        longest = 0
+        if recipe.opened is not None:
+            provenance["start"] = {"weights": recipe.opened.weights, "provenance": recipe.opened.provenance}
+            longest = recipe.opened.context_tokens
         if work.stage.precision != "fp32":
             state = {name: tensor.bfloat16() for name, tensor in state.items()}
-        longest = max(stage.context_tokens for stage in arm.stages[: arm.stages.index(work.stage) + 1])
+        longest = max(longest, *(stage.context_tokens for stage in arm.stages[: arm.stages.index(work.stage) + 1]))
         save_state(
-            work.config, state, work.folder / "model", first.tokenizer(), provenance=provenance, context_tokens=longest
+            work.config,
+            state,
+            work.folder / "model",
+            first.tokenizer() if recipe.start is None else None,  # else the folder's own, with its chat template
+            like=recipe.start,
+            provenance=provenance,
+            context_tokens=longest,
         )
     if mesh.ranks > 1:
         dist.barrier()

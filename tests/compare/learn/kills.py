@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rnope.compare.chain import layers_in
 from rnope.compare.learn import stage
 from rnope.compare.learn.stage import Training, run_stage
 from rnope.config import Optimizer, Stage
@@ -100,7 +99,7 @@ def train(folder, kind="", moment=0):
     config = ModelConfig.variant("rnope-swa", size="tiny", vocab_size=VOCAB)
     before = None
     for name, plan in (("one", ONE), ("two", TWO)):
-        config = config.with_layers(layers_in(config, plan))
+        config = plan.changed(config)
         run_stage(Decoder(config, seed=3), plan, training, folder / name, before=before, tick=tick)
         before = folder / name / "checkpoint.pt"
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from rnope.compare.chain import layers_in
 from rnope.compare.learn import stage as loop
 from rnope.compare.learn.checkpoint import Progress, load_checkpoint
 from rnope.compare.learn.optim import build_optimizers
@@ -126,12 +125,46 @@ def test_a_step_that_is_not_finite_is_counted_and_training_goes_on(model, traini
 
 def test_a_stage_changes_theta_of_rotated_layers_and_windows_of_windowed_ones(model, stage):
     config = model("rnope-swa").config
-    assert layers_in(config, stage()) == config.layers
+    assert stage().changed(config) == config
     swa, nope = LayerSpec(position="rope", theta=5e5, window=9), LayerSpec(position="nope")
-    assert layers_in(config, stage(theta=5e5, window=9)) == (swa, swa, swa, nope)
+    assert stage(theta=5e5, window=9).changed(config).layers == (swa, swa, swa, nope)
     both = model("qk-norm").config
-    (only,) = set(layers_in(both, stage(theta=2e6, window=9)))
+    (only,) = set(stage(theta=2e6, window=9).changed(both).layers)
     assert only == LayerSpec(position="rope", theta=2e6, qk_norm=True)
+
+
+def test_a_stage_gives_the_layers_of_another_variant(model, stage):
+    config = model("rope").config
+    hybrid = stage(variant="rnope-swa", window=3)
+    swa, nope = LayerSpec(position="rope", theta=1e4, window=3), LayerSpec(position="nope")
+    assert hybrid.changed(config).layers == (swa, swa, swa, nope)
+    swa = LayerSpec(position="rope", theta=1e4, window=30)
+    assert stage(variant="rnope", rope_window=30).changed(config).layers == (nope, swa, nope, swa)
+    assert {layer.theta for layer in stage(variant="swa-rope", window=3, theta=9.0).changed(config).layers} == {9.0}
+
+
+def test_a_stage_without_steps_hands_on_the_weights_of_the_one_before(model, training, stage, tmp_path):
+    run_stage(model("rope"), stage(), training(), tmp_path / "one")
+    convert = stage(name="convert", variant="rnope-swa", window=3, steps=0)
+    net = model("rope", seed=1)
+    hybrid = model("rnope-swa", seed=2, window=3)
+    assert hybrid.config == convert.changed(net.config)
+    for _ in range(2):  # again, as after a kill
+        ticks = []
+        progress = run_stage(
+            hybrid, convert, training(), tmp_path / "two", before=tmp_path / "one" / "checkpoint.pt", tick=ticks.append
+        )
+        assert (progress.step, sum(ticks), progress.history) == (0, 0, [])
+    one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
+    assert one["model"].keys() == two["model"].keys()
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+    moments = [state["optimizers"][-1]["state"][0]["exp_avg"] for state in (one, two)]
+    assert torch.equal(*moments) and moments[0].any(), "what reset_optimizer = false carries over goes through it too"
+    heal = stage(name="heal", steps=2)
+    run_stage(hybrid, heal, training(), tmp_path / "three", before=tmp_path / "two" / "checkpoint.pt")
+    naive = model("rnope-swa", seed=3, window=3)
+    run_stage(naive, heal, training(), tmp_path / "straight", before=tmp_path / "one" / "checkpoint.pt")
+    assert all(torch.equal(a, b) for a, b in zip(hybrid.parameters(), naive.parameters(), strict=True))
 
 
 def windows(net):

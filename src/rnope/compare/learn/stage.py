@@ -58,8 +58,8 @@ def run_stage(
     the same weights, bit for bit (one thread of one machine's processor).
 
     Args:
-        model: on its device and in its precision (`rnope.parallel.apply`), with `layers_in` of the stage already in its
-            config.
+        model: on its device and in its precision (`rnope.parallel.apply`), its config as the stage changed it
+            (`config.Stage.changed`).
         before: the checkpoint of the stage before, whose weights and (unless the stage resets it) optimizer state are
             carried over.
         tick: told the number of steps done since it was told last.
@@ -76,6 +76,8 @@ def run_stage(
         model.load_state_dict(state["model"])
         if not stage.reset_optimizer:
             restore(state, model, optimizers)
+    if stage.steps == 0:  # nothing to train, but later stages start from here
+        save_checkpoint(own, model, optimizers, progress)
     tick(progress.step)
     log = _Log(folder / "log.jsonl", progress)
     lengths = (*stage.curriculum, stage.context_tokens)

@@ -1,0 +1,53 @@
+"""What opens a model besides `rnope`: transformers, vLLM and llama.cpp, each with its name for the model or why not.
+
+It asks `mapping` and `gguf` what their formats can say and adds what vLLM asks for. It runs none of the programs and
+knows no versions: those, and what was run, stand in docs/serving.md.
+"""
+
+from dataclasses import dataclass
+
+from rnope.errors import ConfigError, shown
+from rnope.hf.mapping import ARCHITECTURES, model_type, obstacles
+from rnope.model.spec import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opens:
+    """One program and one configuration."""
+
+    program: str
+    architecture: str | None
+    """The program's name for the model; None where it cannot open it."""
+    reasons: tuple[str, ...] = ()
+    """Why it cannot, a sentence each."""
+
+
+def programs(config: ModelConfig) -> tuple[Opens, ...]:
+    """transformers and vLLM for the folder of `config`, llama.cpp for its GGUF file."""
+    return _transformers(config), _vllm(config), _llama_cpp(config)
+
+
+def _transformers(config: ModelConfig) -> Opens:
+    reasons = obstacles(config)
+    architecture = None if reasons else ARCHITECTURES[model_type(config)]
+    return Opens(program="transformers", architecture=architecture, reasons=reasons)
+
+
+def _vllm(config: ModelConfig) -> Opens:
+    """As its model_executor/models/commandr.py has it: one class for both architectures, `head_dim` not read."""
+    theirs = _transformers(config)
+    reasons = theirs.reasons
+    if config.heads * config.head_size != config.width:
+        reasons += (f"vLLM takes width / heads, {config.width} / {config.heads}, for the size of a head.",)
+    return Opens(program="vLLM", architecture=None if reasons else theirs.architecture, reasons=reasons)
+
+
+def _llama_cpp(config: ModelConfig) -> Opens:
+    from rnope.hf.gguf import architecture  # loads torch
+
+    try:
+        name, _ = architecture(config)
+    except ConfigError as error:
+        reason = f"{error.field} = {shown(error.value)}: {error.rule}."
+        return Opens(program="llama.cpp", architecture=None, reasons=(reason,))
+    return Opens(program="llama.cpp", architecture=name)

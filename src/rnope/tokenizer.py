@@ -26,6 +26,11 @@ CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _MAP = "special_tokens_map.json"
 COMPANIONS = (CONFIG, _MAP, TEMPLATE)
 """Files that belong to a tokenizer, beside ``tokenizer.json``."""
+_CONTRACTIONS, _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
+QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+"""The regular expressions by which the tokenizers of Llama 3 and Qwen 2 split text; GPT-2's comes with the byte level."""
 _OURS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": BOS,

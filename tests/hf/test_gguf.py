@@ -216,10 +216,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_layers_that_llama_cpp_cannot_say_are_refused_by_number(case, tmp_path):
+def test_layers_that_llama_cpp_cannot_say_are_refused_by_number(case):
     layers, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
-        export_gguf(with_layers(*layers), tmp_path / "new" / "m.gguf")
+        architecture(tiny_model().config.with_layers(layers))
+
+
+def test_nothing_is_left_of_a_model_that_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"layers\[1\]\.qk_norm"):
+        export_gguf(with_layers(ROPE, NORMED), tmp_path / "new" / "m.gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -231,8 +236,8 @@ def test_other_mistakes_are_refused(tmp_path, monkeypatch):
         export_gguf(tiny_model(), place, dtype="q4")
     with pytest.raises(ConfigError, match="context_tokens = 0"):
         export_gguf(tiny_model(), place, context_tokens=0)
-    with torch.device("meta"), pytest.raises(UserError, match="meta device"):
-        export_gguf(Decoder(tiny_model().config), place)
+    with pytest.raises(UserError, match="meta device"):
+        export_gguf(tiny_model().to("meta"), place)
     with pytest.raises(UserError, match="is a folder"):
         export_gguf(tiny_model(), tmp_path)
     monkeypatch.setitem(sys.modules, "gguf", None)

@@ -15,11 +15,10 @@ from tokenizers import Tokenizer as Backend
 
 from rnope.generate import Engine
 from rnope.hf.gguf import export_gguf
-from rnope.hf.gguf_tokenizer import LLAMA3, QWEN2
 from rnope.model.decoder import Decoder
 from rnope.model.spec import LayerSpec
 from rnope.testing import tiny_model
-from rnope.tokenizer import Tokenizer
+from rnope.tokenizer import LLAMA3, QWEN2, Tokenizer
 
 pytestmark = pytest.mark.slow
 

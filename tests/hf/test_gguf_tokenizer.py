@@ -5,12 +5,10 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from rnope.data import pieces
 from rnope.errors import ConfigError
 from rnope.hf.gguf import export_gguf
-from rnope.hf.gguf_tokenizer import LLAMA3, QWEN2
 from rnope.testing import tiny_model
-from rnope.tokenizer import Tokenizer
+from rnope.tokenizer import LLAMA3, QWEN2, Tokenizer
 
 TEXT = ["one two three four, it's twenty-one; they'll see what we've done. ", "Zahlen wie 1234, Ökonomie, 東京.\n\n"]
 
@@ -99,10 +97,6 @@ def test_llama_cpps_name_of_a_split(name, tokenizer, tmp_path):
         backend.model.ignore_merges = name == "llama-bpe"
 
     assert exported(changed(tokenizer, change), tmp_path / "m.gguf")["tokenizer.ggml.pre"] == name
-
-
-def test_the_regular_expressions_are_those_that_the_data_room_knows():
-    assert set(pieces._PATTERNS) == {LLAMA3, QWEN2}
 
 
 def test_bos_is_added_where_the_tokenizer_adds_it(tokenizer, tmp_path):

@@ -1,4 +1,4 @@
-"""A folder served by transformers: its greedy tokens are our engine's, whatever the attention, cache, batch or chunk.
+"""Our folders in transformers: greedy tokens are our engine's, whatever the attention, cache, batch or chunk.
 
 The models are random and choose among many tokens, and no choice is close: the smallest margin between the two best
 logits is several times what float32 may differ by. So equal tokens mean equal models, and a window off by one shows.
@@ -7,6 +7,7 @@ logits is several times what float32 may differ by. So equal tokens mean equal m
 import json
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from rnope import Engine, ModelConfig, save
 from rnope.hf.mapping import model_type
+from rnope.hf.programs import programs
 from rnope.model.spec import VARIANTS, Init
 from rnope.testing import tiny_model
 
@@ -166,7 +168,10 @@ def stepped(theirs, ids, mask, kept, first):
 
 
 @pytest.mark.parametrize(("attention", "kind"), [("eager", "dynamic"), ("sdpa", "static")])
-@pytest.mark.parametrize("variant", ["rope", "qk-norm", "nope", "rnope", "rnope-swa", "swa-only"])
+@pytest.mark.parametrize(
+    "variant",
+    [name if name in ("rope", "rnope-swa") else pytest.param(name, marks=pytest.mark.slow) for name in IN_CLASSES],
+)
 @torch.no_grad()
 def test_logits_of_decoding_steps_are_those_of_our_whole_forward(variant, attention, kind, tmp_path):
     model, answers = lively(variant)
@@ -219,3 +224,39 @@ def test_their_dynamic_cache_is_wrong_at_a_window_of_one(tmp_path):
     static = StaticCache(config=theirs.config, max_cache_len=ids.shape[1])
     assert (stepped(theirs, ids, mask, static, 8) - whole).abs().max() < TOLERANCE
     assert generated(theirs, prompts(), "static") == answers
+
+
+RUN = {"transformers": "run here", "vLLM": "believed", "llama.cpp": "run here"}
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+
+
+def row(variant):
+    cells = [
+        f"`{opens.architecture}`, {RUN[opens.program]}" if opens.architecture else "impossible"
+        for opens in programs(ModelConfig.variant(variant))
+    ]
+    return f"| `{variant}` | {' | '.join(cells)} |"
+
+
+def test_the_matrix_of_the_docs_is_what_programs_say():
+    rows = [line for line in PAGE.splitlines() if line.startswith("| `") and "vLLM" not in line]
+    assert rows[: len(VARIANTS)] == [row(variant) for variant in VARIANTS]
+    for variant in VARIANTS:
+        for opens in programs(ModelConfig.variant(variant)):
+            assert bool(opens.architecture) != bool(opens.reasons)
+            assert all(reason in PAGE for reason in opens.reasons), opens
+
+
+def test_what_vllm_alone_refuses():
+    """A head that is not width / heads opens in transformers, which reads `head_dim`, and nowhere else."""
+    theirs, vllm, llama = programs(ModelConfig.variant("rnope-swa", "tiny", head_size=14))
+    assert theirs.architecture == "Cohere2ForCausalLM"
+    assert vllm.architecture is None and "32 / 4" in vllm.reasons[0]
+    assert llama.architecture is None and "head_size = 14" in llama.reasons[0]
+
+
+def test_layers_that_llama_cpp_alone_refuses():
+    theirs, vllm, llama = programs(ModelConfig.variant("qk-norm"))
+    assert theirs.architecture == vllm.architecture == "CohereForCausalLM"
+    assert llama.architecture is None and "64 or more" in llama.reasons[0]
+    assert programs(ModelConfig.variant("qk-norm", num_layers=64))[2].architecture == "command-r"

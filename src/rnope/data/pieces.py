@@ -11,19 +11,14 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from rnope.tokenizer import Tokenizer
+from rnope.tokenizer import LLAMA3, QWEN2, Tokenizer
 
 _PIECE = re.compile(
     r" ?[A-Za-z]+(?=[,.;:!?)\n”—’'-]| \S)"  # a word and what ends it for certain
     r"|.[^ ]*(?:(?: (?=\s)|(?<=\s) )[^ ]*)*",  # or all until a single space; runs of white space stay whole
     re.DOTALL,
 )
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_PATTERNS = {
-    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORDS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",  # Llama 3
-    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",  # Qwen 2
-}
+_PATTERNS = {LLAMA3, QWEN2}
 """Regular expressions of others of which the above is known; GPT-2's comes with the byte level."""
 _KEPT = 2**18
 _LONGEST = 32

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from rnope.errors import ConfigError, UserError
 from rnope.files import beside
@@ -209,22 +208,13 @@ def load(
     place = _device(device)
     path = Path(folder).expanduser()
     config = read_config(path)
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"):
         model = Decoder(config)
     names = tensor_names(config)
     shapes = {theirs: tuple(model.get_parameter(ours).shape) for ours, theirs in names.items()}
     tensors = weights.read(path, shapes, dtype=dtype, device=place, verify=verify)
     model.load_state_dict({ours: tensors[theirs] for ours, theirs in names.items()}, assign=True)
     return model
-
-
-class _Undrawn(TorchFunctionMode):
-    """Modules without fresh weights: drawing them on the meta device imports SymPy, two seconds for nothing."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (nn.init.kaiming_uniform_, nn.init.normal_):
-            return kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def _device(device: str | torch.device | None) -> torch.device:

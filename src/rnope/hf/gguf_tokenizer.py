@@ -8,15 +8,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rnope.errors import check
-from rnope.tokenizer import Tokenizer
+from rnope.tokenizer import LLAMA3, QWEN2, Tokenizer
 
 if TYPE_CHECKING:
     import gguf
 
-_CONTRACTIONS, _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
 _NAMES = {
     (("digits", "words"), False): "command-r",
     (("words",), False): "gpt-2",

@@ -244,11 +244,16 @@ def _no_weights(folder: Path) -> UserError:
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if not pickled:
         return UserError(f"{folder} has no {WEIGHTS}. Give a folder with weights in it.")
+    return UserError(
+        f"{folder} has its weights only as {some(pickled)}: pickles, which can run code and are never opened here. "
+        f"If you trust them, convert once, and copy the tokenizer's files: {converting(folder)}"
+    )
+
+
+def converting(folder: Path) -> str:
+    """The command that makes safetensors of a folder's pickles, for those who trust them."""
     code = (
         "from transformers import AutoModelForCausalLM as M; "
         f"M.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained({str(folder) + '-safetensors'!r})"
     )
-    return UserError(
-        f"{folder} has its weights only as {some(pickled)}: pickles, which can run code and are never opened here. "
-        f"If you trust them, convert once, and copy the tokenizer's files: python -c {shlex.quote(code)}"
-    )
+    return f"python -c {shlex.quote(code)}"

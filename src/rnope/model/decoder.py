@@ -1,16 +1,28 @@
 """The decoder: parallel blocks between a tied embedding and its head. Single-device and pure: no mesh, no globals."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from rnope.errors import ConfigError
 from rnope.kernels import check_backend, cross_entropy, swiglu
 from rnope.model.attention import Attention, LayerMemory, LayerNorm, Memory, RotaryTables, Rows, at_rows
 from rnope.model.rope import rotary_table
 from rnope.model.spec import LayerSpec, ModelConfig
+
+
+class _Undrawn(TorchFunctionMode):
+    """PyTorch's modules without weights of its own choice: `init_weights` draws them, and on the meta device drawing imports
+    SymPy, two seconds for nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.init.kaiming_uniform_, nn.init.normal_):
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class FeedForward(nn.Module):
@@ -64,8 +76,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Block(config, spec) for spec in config.layers)
+        with _Undrawn():
+            self.embedding = nn.Embedding(config.vocab_size, config.width)
+            self.layers = nn.ModuleList(Block(config, spec) for spec in config.layers)
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
         if not self.embedding.weight.is_meta:
             self.init_weights(torch.Generator(self.embedding.weight.device).manual_seed(seed))

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from rnope.errors import ConfigError, UserError
+from rnope.hf.weights import converting
 from rnope.tokenizer import Tokenizer
 
 _POSITIONS = re.compile(r"(.*\.)?(wpe|\w*position\w*)")
@@ -53,8 +54,7 @@ def read_model(folder: Path, dtype: torch.dtype | None, device: str | None) -> A
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{folder} has no safetensors; other weight files are pickles, which can run code and are never opened here. "
-            'If you trust them, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
+            f"If you trust them, convert once: {converting(folder)}"
         )
     place = device or "cpu"
     try:

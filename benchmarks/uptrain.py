@@ -54,9 +54,14 @@ validation_rows = 256
 """
 PEAK, WINDOW = 2e-2, 64
 HEALING = (PEAK / 10, PEAK / 5, PEAK / 3)
-LENGTHS = (256, 512, 1024)
-T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's t of a 95 % interval, by number of seeds."""
+COLUMNS = {
+    "256 tokens": (256, 0, 256),
+    "positions 32–64": (1024, 32, 64),
+    "128–256": (1024, 128, 256),
+    "512–1,024": (1024, 512, 1024),
+}
+"""Length of windows of text, and the positions that count: all that was trained, inside an attention window, beyond it, and
+beyond the trained length."""
 
 
 def rnope(*words: object) -> None:
@@ -93,43 +98,43 @@ def validation(model: Path) -> float:
     return float(next(line for line in reversed(lines) if "validation" in line)["validation"]["web"]["loss"])
 
 
-def measured(given: argparse.Namespace, models: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Name -> length and positions -> nats per token."""
+def measured(given: argparse.Namespace, models: dict[str, Path]) -> dict[str, dict[str, list[float]]]:
+    """Name -> what of `COLUMNS` -> nats per token of each window of text."""
     words = [word for name, model in models.items() for word in ("--model", model, "--name", name)]
-    rnope("eval", "perplexity", *words, "--corpus", given.held_out, "--lengths", ",".join(map(str, LENGTHS)),
+    lengths = sorted({length for length, *_ in COLUMNS.values()})
+    rnope("eval", "perplexity", *words, "--corpus", given.held_out, "--lengths", ",".join(map(str, lengths)),
           "--samples", given.samples, "--batch", 8, "--threads", 1, "--out", given.out / "eval")  # fmt: skip
-    found = {}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     for name in models:
-        text = (given.out / "eval" / name / "perplexity" / "results.json").read_text(encoding="utf-8")
-        found[name] = {
-            f"{cell['context_tokens']} {figure['name']}": figure["value"]
-            for cell in json.loads(text)["cells"]
-            for figure in cell["figures"]
-            if figure["name"].startswith("nats") and not figure["labels"]
-        }
+        for column, (length, first, last) in COLUMNS.items():
+            path = given.out / "eval" / name / "perplexity" / "predictions" / f"window-{length}.jsonl"
+            answers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+            answers.sort(key=lambda answer: answer["index"])
+            parts = [[b for b in a["facts"]["buckets"] if first <= b["from"] and b["to"] <= last] for a in answers]
+            found[name][column] = [sum(b["nats"] for b in part) / sum(b["tokens"] for b in part) for part in parts]
     return found
 
 
-def interval(values: list[float]) -> str:
-    """Mean and half of its 95 % interval over seeds."""
-    half = T[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) in T else float("nan")
-    return f"{statistics.mean(values):+.3f} ± {half:.3f}"
-
-
-def table(losses: dict[str, dict[str, dict[str, float]]], kinds: list[str]) -> str:
-    """Means over seeds at each length, and differences from the hybrid from scratch, seed by seed."""
-    seeds, base = list(losses), kinds[-1]
-    names = [f"{length} nats" for length in LENGTHS]
-    lines = ["| | " + " | ".join(f"{name.split()[0]} tokens" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+def table(losses: dict[str, dict[str, dict[str, list[float]]]], kinds: list[str]) -> str:
+    """Means, and differences from the hybrid from scratch: paired by window, seeds averaged, with 95 % intervals."""
+    base = {column: means(losses, kinds[-1], column) for column in COLUMNS}
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for kind in kinds:
         cells = []
-        for name in names:
-            mine, its = ([losses[s][k][name] for s in seeds] for k in (kind, base))
+        for column in COLUMNS:
+            mine = means(losses, kind, column)
             cells.append(f"{statistics.mean(mine):.3f}")
-            if kind != base:
-                cells[-1] += f" ({interval([a - b for a, b in zip(mine, its, strict=True)])})"
+            if kind != kinds[-1]:
+                gaps = [x - y for x, y in zip(mine, base[column], strict=True)]
+                half = 1.96 * statistics.stdev(gaps) / len(gaps) ** 0.5
+                cells[-1] += f" ({statistics.mean(gaps):+.3f} ± {half:.3f})"
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def means(losses: dict[str, dict[str, dict[str, list[float]]]], kind: str, column: str) -> list[float]:
+    """Of each window, over seeds."""
+    return [statistics.mean(each) for each in zip(*(by_kind[kind][column] for by_kind in losses.values()), strict=True)]
 
 
 def main() -> None:
@@ -168,7 +173,8 @@ def main() -> None:
     losses = {seed: {kind: found[f"{seed}-{i}"] for i, kind in enumerate(kinds)} for seed in seeds}
     results: dict[str, Any] = {
         "steps": given.steps, "heal": given.heal, "window": WINDOW, "peak": PEAK, "samples": given.samples,
-        "healing_rates": [{"peak": rate, "validation": loss} for rate, loss in tried.items()], "losses": losses,
+        "healing_rates": [{"peak": rate, "validation": loss} for rate, loss in tried.items()],
+        "nats": {s: {k: {c: statistics.mean(v) for c, v in cs.items()} for k, cs in ks.items()} for s, ks in losses.items()},
         "machine": machine("cpu"), "session": began,
     }  # fmt: skip
     write_text(given.out / "uptrain.json", json.dumps(results, indent=1) + "\n")

@@ -21,6 +21,7 @@ from rnope import cli, save
 from rnope.evals.models import transport
 from rnope.evals.models.ours import EngineModel
 from rnope.evals.store import Store
+from rnope.report import draw
 from rnope.testing import tiny_model
 from rnope.tokenizer import Tokenizer
 
@@ -34,6 +35,14 @@ def made(folder, seed=0):
     model = tiny_model("rnope-swa", seed, vocab_size=280)
     save(model, folder, TOKENIZER, context_tokens=TRAINED)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_figures():
+    """Every command draws its page: as it is, of fewer dots."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw, "DPI", 40)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -289,33 +298,34 @@ def test_reports_of_nothing(rnope, tmp_path):
 # ---- interruptions
 
 
-@pytest.mark.parametrize("answers", [0, 1, 6, 9])
-def test_stopped_at_either_of_two_models_it_goes_on(answers, niah, models):
+def test_stopped_at_either_of_two_models_it_goes_on(niah, models):
     with interrupted() as came:
         assert niah(given=models, out="whole")[0] == 0
     assert came == ["one"] * 6 + ["two"] * 6
-    with interrupted(answers):
-        code, _, err = niah(given=models)
-    assert code == 130 and "run the same command again" in err and "Traceback" not in err
-    with interrupted() as left:
-        assert niah(given=models)[0] == 0
-    assert left == came[answers:], "nothing is asked twice"
-    assert kept(Path("out")) == kept(Path("whole"))
+    for answers in (0, 1, 6, 9):
+        out = f"after-{answers}"
+        with interrupted(answers):
+            code, _, err = niah(given=models, out=out)
+        assert code == 130 and "run the same command again" in err and "Traceback" not in err
+        with interrupted() as left:
+            assert niah(given=models, out=out)[0] == 0
+        assert left == came[answers:], f"nothing is asked twice after {answers}"
+        assert kept(Path(out)) == kept(Path("whole")), answers
 
 
-@pytest.mark.parametrize("room", [1200, 2600, 4500])
-def test_a_full_disk_is_said_and_made_room_for(room, niah):
+def test_a_full_disk_is_said_and_made_room_for(niah):
     """Files may have no more than `room` bytes: lines are cut in the midst, as on a disk that fills up."""
     assert niah("--samples", 6, out="whole")[0] == 0
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        result = niah("--samples", 6)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    refused(result, os.strerror(errno.EFBIG), "Make room")
-    assert niah("--samples", 6)[0] == 0
-    assert kept(Path("out")) == kept(Path("whole"))
+    for room in (1200, 2600, 4500):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            result = niah("--samples", 6, out=f"of-{room}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        refused(result, os.strerror(errno.EFBIG), "Make room")
+        assert niah("--samples", 6, out=f"of-{room}")[0] == 0
+        assert kept(Path(f"of-{room}")) == kept(Path("whole")), room
 
 
 # ---- damaged folders

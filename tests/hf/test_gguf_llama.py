@@ -23,8 +23,8 @@ from rnope.tokenizer import LLAMA3, QWEN2, Tokenizer
 pytestmark = pytest.mark.slow
 
 SAID = (
-    "rope", "nope", "rnope", "rnope-last", "rnope-10k-swa", "rnope-swa", "rnope-swa-1to1", "rnope-swa-1to7",
-    "rnope-swa-full-first", "rnope-1to3", "swa-only",
+    "rope", "nope", "rnope", "rnope-last", "rnope-10k", "rnope-100k", "rnope-2m", "rnope-4m", "rnope-10k-swa",
+    "rnope-swa", "rnope-swa-1to1", "rnope-swa-1to7", "rnope-swa-full-first", "rnope-1to3", "swa-only",
 )  # fmt: skip
 """Variants whose layers llama.cpp can say."""
 

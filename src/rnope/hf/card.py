@@ -6,6 +6,7 @@ from typing import Any
 
 from rnope.hf.keys import unknown_keys
 from rnope.hf.mapping import ARCHITECTURES, obstacles
+from rnope.hf.programs import programs
 from rnope.model.accounting import cache_bytes, parameters
 from rnope.model.spec import ModelConfig
 
@@ -41,6 +42,10 @@ import rnope
 model = rnope.load("FOLDER")
 logits = model(ids)  # ids [batch, tokens] -> [batch, tokens, {vocab_size}]
 ```
+
+What the code of other programs says of these layers (llama.cpp: after `rnope export`):
+
+{others}
 
 {keys}## Where it came from
 
@@ -103,6 +108,11 @@ def model_card(
             and_tokenizer=", AutoTokenizer" if with_tokenizer else "",
             tokenizer_line='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if with_tokenizer else "",
         )
+    others = [
+        f"- {opened.program}: " + (f"as `{opened.architecture}`" if opened.architecture else " ".join(opened.reasons))
+        for opened in programs(config)
+        if opened.program != "transformers"
+    ]
     context, provenance = raw["max_position_embeddings"], raw["rnope"]["provenance"]
     return _CARD.format(
         library="rnope" if kind == "rnope" else "transformers",
@@ -120,6 +130,7 @@ def model_card(
         context=context,
         cache=cache_bytes(config, context),
         opens=opens.rstrip(),
+        others="\n".join(others),
         keys=keys,
         provenance=f"```json\n{_json(provenance)}\n```" if provenance else "Not recorded.",
     )

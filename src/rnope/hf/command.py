@@ -43,15 +43,15 @@ def _writing() -> Iterator[Callable[[int, int], None]]:
 
 
 @click.command()
-@click.argument("folder", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--to", "variant", required=True, metavar="VARIANT", help="Whose layers: rnope-swa, for example; "
               "`rnope layers` prints all.")  # fmt: skip
 @click.option("--window", type=int, help="Tokens that a windowed layer sees, the current one counted.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the converted model.")
 def convert(folder: Path, variant: str, window: int | None, out: Path) -> None:
-    """Give the weights of MODEL the layers of another variant: where training goes on from RoPE to the hybrid.
+    """Give the weights of FOLDER the layers of another variant: where training goes on from RoPE to the hybrid.
 
-    MODEL is a Hugging Face folder of type cohere or cohere2, whoever trained it. Weights, tokenizer and context length
+    FOLDER is a Hugging Face model of type cohere or cohere2, whoever trained it. Weights, tokenizer and context length
     stay; what comes out is to be healed by training.
     """
     from rnope.hf.convert import conversion

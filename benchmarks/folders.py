@@ -26,9 +26,9 @@ from rnope.bench.machine import machine, session
 from rnope.files import write_text
 from rnope.hf.folder import load, save_state
 from rnope.hf.weights import digest
+from rnope.memory import status_bytes
 from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
-from rnope.train.metrics import status_bytes
 from rnope.units import size
 
 STEPS = {

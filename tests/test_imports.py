@@ -67,7 +67,8 @@ WITHOUT_TORCH = [
     "rnope.evals.options", "rnope.analysis", "rnope.analysis.command", "rnope.analysis.results",
     "rnope.analysis.room", "rnope.analysis.page",
     "rnope.train.plan", "rnope.train.preview", "rnope.train.command", "rnope.hf.mapping", "rnope.hf.card",
-    "rnope.hf.command", "rnope.hf.show", "rnope.hf.configs", "rnope.hf.keys", "rnope.hf.theta", "rnope.hf.programs", "rnope.complete.command",
+    "rnope.hf.command", "rnope.hf.show", "rnope.hf.configs", "rnope.hf.keys", "rnope.hf.theta", "rnope.hf.programs",
+    "rnope.complete.command",
 ]  # fmt: skip
 
 

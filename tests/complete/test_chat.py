@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -237,6 +238,13 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(folder, capsys, monkeypa
     assert capsys.readouterr().out.count("\n") >= 3 and len(calls) >= 5
     terminal(monkeypatch, [KeyboardInterrupt])
     assert cli.run(["generate", str(folder), "--chat"]) == 130
+
+
+def test_a_template_that_writes_nothing_is_no_prompt(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m" / "chat_template.jinja").write_text("{% if false %}{{ messages }}{% endif %}")
+    with pytest.raises(UserError, match="no token in the prompt"):
+        Completer(tmp_path / "m").encode_chat([user("a")])
 
 
 def test_mistakes_are_said_before_anybody_types(folder, tmp_path, capsys, monkeypatch):

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnope.config.training import AdamW, Arm, Execution, Portion, Schedule, Stage, StageRates, TrainingRecipe
+from rnope.config.execution import Execution
+from rnope.config.stage import Portion, Stage
+from rnope.config.training import AdamW, Arm, Schedule, StageRates, TrainingRecipe
 from rnope.errors import ConfigError
 from rnope.model.spec import LayerSpec, ModelConfig
 from rnope.strict import from_plain, to_plain

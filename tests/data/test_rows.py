@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnope.config.training import Portion, Stage
+from rnope.config.stage import Portion, Stage
 from rnope.data.packing import IGNORED, Packing
 from rnope.data.rows import StageRows, validation_rows
 from rnope.errors import ConfigError

@@ -142,6 +142,10 @@ def test_qk_norm_becomes_a_hybrid_that_only_rnope_opens(tmp_path):
 
 def test_a_window_that_holds_the_context_is_said(trained):
     assert conversion(trained, "rnope-swa", window=63).notes == ()
+    raw = json.loads((trained / "config.json").read_text())
+    (trained / "config.json").write_text(json.dumps(raw | {"model_max_length": 70}))  # as in Command R v01, and it counts
+    assert conversion(trained, "rnope-swa", window=64).notes == ()
+    (trained / "config.json").write_text(json.dumps(raw))
     (note,) = conversion(trained, "rnope-swa", window=64).notes
     assert "64 tokens holds the whole trained context of 64" in note
 

@@ -169,8 +169,9 @@ def test_a_stored_head_must_be_the_embedding(four, dtype):
     good, said = load_file(last), index(four)
     said["weight_map"][HEAD], said["metadata"] = last.name, {"total_size": said["metadata"]["total_size"]}
     (four / INDEX).write_text(json.dumps(said))
-    embedding = tiny_model().embedding.weight.data
+    embedding, before = tiny_model().embedding.weight.data, digest(four)
     save_file(good | {HEAD: embedding}, last)
+    assert digest(four) == before
     assert [p.dtype for p in load(four, dtype).parameters()] == [dtype or torch.float32] * 34
     for other in (embedding + 1e-6, embedding.bfloat16()):
         save_file(good | {HEAD: other}, last)

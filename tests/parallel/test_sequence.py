@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rnope.config.training import check_heads
+from rnope.config.execution import check_heads
 from rnope.errors import ConfigError
 from rnope.kernels import IGNORED
 from rnope.model.spec import ModelConfig

@@ -8,7 +8,8 @@ from importlib.resources import files
 import pytest
 
 from rnope import recipes
-from rnope.config.training import AdamW, Execution, Schedule
+from rnope.config.execution import Execution
+from rnope.config.training import AdamW, Schedule
 from rnope.errors import ConfigError, UserError
 from rnope.model.accounting import parameters
 from rnope.model.spec import SIZES, ModelConfig

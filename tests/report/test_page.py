@@ -204,7 +204,7 @@ def test_a_file_of_version_1_gives_its_page(results: Results) -> None:
     assert "Table 8" in markdown and "effective span" not in markdown and "No task of RULER was asked" in markdown
 
 
-@pytest.mark.parametrize("name", ["cpu-demo", "cpu-fair"])
+@pytest.mark.parametrize("name", ["cpu-demo", "cpu-fair", "cpu-uptrain"])
 def test_committed_results_give_their_page(name: str) -> None:
     results = Results.load(Path(__file__).parents[2] / "benchmarks" / "results" / name / "results.json")
     page, markdown = render(Gate(results), {})

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,14 +17,15 @@ from rnope.cli import run as command
 from rnope.data.shards import Index, Shards
 from rnope.errors import UserError
 from rnope.hf.convert import conversion, convert
-from rnope.hf.folder import read_context_tokens, read_provenance, save
+from rnope.hf.folder import read_config, read_context_tokens, read_provenance, save
 from rnope.hf.weights import digest
+from rnope.parallel.apply import apply, full_state
 from rnope.parallel.mesh import joined
 from rnope.testing import tiny_model
 from rnope.testing.distributed import run_distributed
 from rnope.tokenizer import Tokenizer
 from rnope.train import run as runs
-from rnope.train.start import opened
+from rnope.train.start import fill, opened
 
 RECIPE = """
 kind = "training"
@@ -115,6 +117,13 @@ def on_a_rank(recipe_file: str, start: str, source: str, out: str) -> None:
     train(recipe_file, start, source, out + "/moved")
 
 
+def filled(folder: str) -> dict[str, np.ndarray]:
+    with joined(1, device="cpu") as mesh:
+        model = apply(read_config(folder), mesh, seed=None)
+        fill(model, Path(folder), mesh)
+        return {name: tensor.numpy() for name, tensor in full_state(model, mesh).items()}
+
+
 def state(folder):
     return rnope.load(folder).state_dict()
 
@@ -145,6 +154,16 @@ def test_ranks_have_the_weights_that_one_has(recipe_file, hybrid, source, whole,
     far = sum((one[name] - two[name]).square().sum() for name in one).sqrt()
     moved = sum((one[name] - tensor).square().sum() for name, tensor in state(hybrid).items()).sqrt()
     assert far < 1e-3 * moved
+
+
+def test_pieces_of_unequal_size_are_the_right_rows(tmp_path):
+    """Of 97, 48, 32 and 16 rows three and seven ranks have unequal parts, and some none."""
+    model = tiny_model("rnope-swa", kv_heads=1, head_size=4)
+    save(model, tmp_path / "m")
+    for ranks in (3, 7):
+        found = run_distributed(filled, ranks, str(tmp_path / "m"))[0]
+        assert found.keys() == model.state_dict().keys()
+        assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in model.state_dict().items())
 
 
 def test_a_stopped_run_ends_with_the_same_bits(recipe_file, hybrid, source, whole, tmp_path):

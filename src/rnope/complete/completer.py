@@ -53,8 +53,7 @@ class Completer:
         self, folder: Path, *, dtype: torch.dtype | None = None, device: str | None = None, **options: int | bool | str
     ) -> None:
         self.tokenizer = Tokenizer.load(folder)
-        turn = self.tokenizer.end_of_turn_id
-        self.stop_ids = tuple(dict.fromkeys((*read_stop_ids(folder), *(() if turn is None else (turn,)))))
+        self.stop_ids = read_stop_ids(folder)
         self.engine = Engine(load(folder, dtype=dtype, device=device), **options)  # type: ignore[arg-type]
 
     def encode(self, text: str) -> list[int]:
@@ -76,6 +75,8 @@ class Completer:
         return self._known(self.tokenizer.encode_chat(messages, add_generation_prompt=True))
 
     def _known(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise UserError("There is no token in the prompt. Give more text, or mend the chat template.")
         if max(ids) >= self.engine.config.vocab_size:
             rule = f"the tokenizer's ids reach beyond the model's {self.engine.config.vocab_size:,} tokens"
             raise ConfigError("tokenizer.json", max(ids), rule, "Use the tokenizer that the model was trained with.")

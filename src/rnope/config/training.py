@@ -1,4 +1,4 @@
-"""What a training recipe says: the models to train, the stages they go through, on which data, and how it is run.
+"""What a training recipe says: the models to train, the stages they go through, on which data, and at what rates.
 
 Stages of different arms that agree in everything up to a point are trained once (SPEC T5). Rates, tokens and data are
 what a run *is*; `Execution` says how it is carried out, and two runs that differ only in it train the same model.
@@ -7,16 +7,14 @@ what a run *is*; `Execution` says how it is carried out, and two runs that diffe
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Literal
 
 from rnope.config.comparison import Plain, build_model, check_name
+from rnope.config.execution import Execution
+from rnope.config.stage import COUNT, Stage
 from rnope.errors import check, unknown
-from rnope.model.spec import LayerSpec, ModelConfig
-
-COUNT = 2**48
-"""More than any count of steps or tokens that is meant."""
+from rnope.model.spec import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,136 +62,6 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Portion:
-    """A part of a mixture."""
-
-    source: str
-    """Name of one of the recipe's sources."""
-    weight: float = 1.0
-    """Share of the rows, in the stage's `mixture_unit`, relative to the other portions."""
-    longer_than: int = 0
-    """Only documents of more tokens than this: naming a source twice, once so, up-samples its long documents."""
-
-    def __post_init__(self) -> None:
-        check("weight", self.weight, 0 < self.weight < 1e9, "must be positive", "Leave the portion out, or write 1.")
-        check(
-            "longer_than", self.longer_than, 0 <= self.longer_than < COUNT, "must not be negative", "Write 0 for all."
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """One stretch of training. What it does not change carries over from the stage before (SPEC T5)."""
-
-    name: str
-    steps: int | None = None
-    epochs: float | None = None
-    """In place of `steps`: passes over the tokens of the stage's sources."""
-    batch_tokens: int
-    """Tokens of one optimizer step, over all ranks and micro-batches."""
-    context_tokens: int
-    """Length of the long rows."""
-    short_context_tokens: int | None = None
-    """Length of the short rows that are interleaved with the long ones; None: all rows are long."""
-    short_to_long: int = 3
-    """Short for each long, in `interleave_unit` (the paper's 3:1). A step has rows of one length."""
-    interleave_unit: Literal["tokens", "rows"] = "tokens"
-    """The paper does not say of what it is 3:1. Steps have equally many tokens, so that of tokens it is 3:1 of steps."""
-    schedule: str
-    """Name of a schedule; successive stages with one name share its length."""
-    mixture: tuple[Portion, ...]
-    short_mixture: tuple[Portion, ...] = ()
-    """Of the short rows; empty: `mixture`."""
-    mixture_unit: Literal["tokens", "rows", "documents"] = "tokens"
-    """What the weights of a mixture are shares of."""
-    across_documents: bool = False
-    """Whether attention crosses the bounds of the documents in a row."""
-    whole_documents: bool = False
-    """Documents are never cut: rows are padded instead, and documents longer than a row left out, and counted."""
-    completions_only: bool = False
-    """Loss on what the data marks as completions only."""
-    theta: float | None = None
-    """New rotary base of every RoPE layer."""
-    window: int | None = None
-    """New window of every windowed layer."""
-    rope_window: int | None = None
-    """Window of every RoPE layer from here on, also of those that had none (paper 2.2.3: RNoPE-10k-swa)."""
-    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
-    """Of the products; weights and optimizer state are float32. fp8 needs torchao, and a GPU that has it."""
-    reset_optimizer: bool = False
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        given = (self.steps, self.epochs)
-        check("steps", given, (self.steps is None) != (self.epochs is None), "a stage has steps or epochs", "Give one.")
-        check("steps", self.steps, self.steps is None or 1 <= self.steps < COUNT, "must be at least 1", "Write 1000.")
-        ok = self.epochs is None or 0 < self.epochs < 1e6
-        check("epochs", self.epochs, ok, "must be positive", "Write 2.")
-        check("short_to_long", self.short_to_long, 1 <= self.short_to_long < 2**20, "must be at least 1", "Write 3.")
-        short = self.short_context_tokens
-        ok = short is None or 1 <= short < self.context_tokens
-        check("short_context_tokens", short, ok, "must be below context_tokens", "Use the pretraining length.")
-        check("short_mixture", self.short_mixture, short is not None or not self.short_mixture, "there are no short rows",
-              "Give short_context_tokens, or leave it out.")  # fmt: skip
-        check("mixture", self.mixture, bool(self.mixture), "has no portion", 'Write [{ source = "web" }].')
-        for length in self.row_lengths:
-            name = "short_context_tokens" if length == short else "context_tokens"
-            check(name, length, 2 <= length < 2**31, "must lie in 2 … 2^31", "Use 8192.")
-            ok = 1 <= self.batch_tokens < COUNT and self.batch_tokens % length == 0
-            rule = f"must be whole rows of {length:,} tokens"
-            check("batch_tokens", self.batch_tokens, ok, rule, f"Use a multiple of {length:,}.")
-        ok = self.theta is None or 1 < self.theta < 1e30
-        check("theta", self.theta, ok, "the rotary base must exceed 1", "The paper uses 10000 and more.")
-        for name in ("window", "rope_window"):
-            value = getattr(self, name)
-            ok = value is None or 1 <= value < 2**31
-            check(name, value, ok, "counts the current token: at least 1, below 2^31", "Use 1 or more.")
-        ok = self.window is None or self.rope_window is None
-        check("rope_window", self.rope_window, ok, "is given beside window", "Give one of them.")
-
-    @property
-    def row_lengths(self) -> tuple[int, ...]:
-        """Every row length of the stage, ascending."""
-        return tuple(sorted({self.context_tokens, self.short_context_tokens or self.context_tokens}))
-
-    @property
-    def long_share(self) -> Fraction:
-        """Share of the steps whose rows are long."""
-        if self.short_context_tokens is None:
-            return Fraction(1)
-        short = Fraction(self.short_to_long)
-        if self.interleave_unit == "rows":
-            short *= Fraction(self.short_context_tokens, self.context_tokens)
-        return 1 / (1 + short)
-
-    def long_steps(self, step: int) -> int:
-        """How many of the steps before `step` have long rows: spread evenly, short ones first."""
-        return int(step * self.long_share)
-
-    def row_tokens(self, step: int) -> int:
-        """Row length of step `step`."""
-        if self.short_context_tokens and self.long_steps(step + 1) == self.long_steps(step):
-            return self.short_context_tokens
-        return self.context_tokens
-
-    def portions(self, row_tokens: int) -> tuple[Portion, ...]:
-        """The mixture of the rows of one length."""
-        short = row_tokens == self.short_context_tokens
-        return self.short_mixture if short and self.short_mixture else self.mixture
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every source of the stage, by name."""
-        return tuple(sorted({portion.source for portion in (*self.mixture, *self.short_mixture)}))
-
-    def layers(self, config: ModelConfig) -> tuple[LayerSpec, ...]:
-        """`config`'s layers, those of the stage before, as this stage has them."""
-        return tuple(
-            spec.staged(theta=self.theta, window=self.window, rope_window=self.rope_window) for spec in config.layers
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
     """One model and the stages it goes through, resolved."""
 
@@ -214,79 +82,6 @@ class Arm:
             ok = stage.schedule == before.schedule or stage.schedule not in (*earlier, before.schedule)
             rule = f"stage {stage.name!r} takes up a schedule that another one has come after"
             check("stages", stage.schedule, ok, rule, "Stages of one schedule must follow each other.")
-
-
-def check_heads(config: ModelConfig, degree: int) -> None:
-    """Raise the error of ranks that cannot share a full layer's heads evenly; windowed layers allow any number."""
-    heads, kv = config.heads, config.kv_heads
-    fits = heads % degree == 0 and (kv % degree == 0 or degree % kv == 0)
-    rule = f"full layers share their {heads} query heads and {kv} key-value heads evenly among the ranks"
-    full = any(spec.window is None for spec in config.layers)
-    check("execution.sequence_parallel", degree, fits or not full, rule, "Use a degree that divides both.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Execution:
-    """How a run is carried out; nothing here changes what is trained, but for rounding."""
-
-    sequence_parallel: int = 1
-    """Ranks that share each row; the other factor of the number of ranks shares the rows of a batch."""
-    micro_batch_tokens: int = 0
-    """Tokens that a group of `sequence_parallel` ranks takes at once, at most; 0: as many as the stage's longest row has."""
-    checkpoint_activations: bool = False
-    """Keep only the inputs of blocks for the backward pass, and compute the rest again."""
-    compile: bool = False
-    """Compile every block."""
-    log_steps: int = 10
-    save_steps: int = 500
-    keep: int = 2
-    """Newest checkpoints of a stage that are kept."""
-    asynchronous: bool = False
-    """Write checkpoints while training goes on, from a copy of the state in memory."""
-    tensorboard: bool = False
-    """Write TensorBoard events as well as log.jsonl."""
-    validation_steps: int = 0
-    """Steps between validations; 0: at the end of each stage only."""
-    validation_rows: int = 64
-    """Rows of each source, of the stage's longest context."""
-    skips: int = 8
-    """A run ends when so many steps one after another have a loss or gradient that is not finite."""
-
-    def __post_init__(self) -> None:
-        for name in ("sequence_parallel", "log_steps", "save_steps", "keep", "validation_rows", "skips"):
-            value = getattr(self, name)
-            check(name, value, 1 <= value < 2**31, "must be at least 1", "Use a positive whole number.")
-        for name in ("micro_batch_tokens", "validation_steps"):
-            check(name, getattr(self, name), 0 <= getattr(self, name) < COUNT, "must not be negative", "Write 0.")
-
-    def micro_rows(self, stage: Stage, row_tokens: int, groups: int) -> int:
-        """Rows of `row_tokens` that each of `groups` groups of ranks takes at once: its part of a batch in equal pieces."""
-        part = stage.batch_tokens // row_tokens // groups
-        most = max(1, (self.micro_batch_tokens or stage.context_tokens) // row_tokens)
-        return max(count for count in range(1, min(most, part) + 1) if part % count == 0)
-
-    def check_ranks(self, ranks: int, stages: tuple[Stage, ...], config: ModelConfig) -> int:
-        """How many groups of ranks share the rows of a batch.
-
-        Raises:
-            ConfigError: the ranks, the rows or the heads do not divide.
-        """
-        degree = self.sequence_parallel
-        divisors = ", ".join(str(n) for n in range(1, min(ranks, 4096) + 1) if ranks % n == 0)
-        check("execution.sequence_parallel", degree, ranks % degree == 0, f"must divide the {ranks} ranks",
-              f"Use one of {divisors}.")  # fmt: skip
-        groups = ranks // degree
-        check_heads(config, degree)
-        for stage in stages:
-            for length in stage.row_lengths:
-                remedy = f"Use rows of a multiple of {degree} tokens."
-                check(f"stages.{stage.name}.context_tokens", length, length % degree == 0,
-                      f"each of {degree} ranks takes an equal share of a row", remedy)  # fmt: skip
-                rule = f"each of {groups} groups of ranks takes as many rows of {length:,} tokens"
-                remedy = f"Use a multiple of {groups * length:,}, or other ranks."
-                ok = stage.batch_tokens % (groups * length) == 0
-                check(f"stages.{stage.name}.batch_tokens", stage.batch_tokens, ok, rule, remedy)
-        return groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

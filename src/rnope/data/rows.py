@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rnope.config.training import Portion, Stage
+from rnope.config.stage import Portion, Stage
 from rnope.data.order import Mixture, key, permuted
 from rnope.data.packing import Ids, Packing
 from rnope.errors import ConfigError, unknown

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rnope.hf.keys import unknown_keys
+from rnope.hf.keys import context_key, unknown_keys
 from rnope.hf.mapping import ARCHITECTURES, obstacles
 from rnope.hf.programs import programs
 from rnope.model.accounting import cache_bytes, parameters
@@ -113,7 +113,7 @@ def model_card(
         for opened in programs(config)
         if opened.program != "transformers"
     ]
-    context, provenance = raw["max_position_embeddings"], raw["rnope"]["provenance"]
+    context, provenance = raw[context_key(raw)], raw["rnope"]["provenance"]
     return _CARD.format(
         library="rnope" if kind == "rnope" else "transformers",
         layers=len(config.layers),

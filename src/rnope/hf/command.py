@@ -1,5 +1,6 @@
 """``rnope export`` and ``rnope convert``: options, calls, printing. Nothing here loads torch before a command runs."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,9 +66,10 @@ def convert(folder: Path, variant: str, window: int | None, out: Path) -> None:
         run(plan, out)
     for note in (*plan.notes, "These weights never saw such layers: heal them by training before use."):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
+    place = shlex.quote(str(out))
     for line in (
-        f"rnope data build TEXT --tokenizer {out} --out DATA",
-        f"rnope train uptrain --start {out} --data web=DATA",
+        f"rnope data build TEXT --tokenizer {place} --out DATA",
+        f"rnope train uptrain --start {place} --data web=DATA",
     ):
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     click.echo(out)

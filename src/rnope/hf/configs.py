@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rnope.errors import ConfigError, UserError
-from rnope.hf.keys import CODE
+from rnope.hf.keys import CODE, context_key
 from rnope.hf.mapping import from_hf
 from rnope.hf.reading import read_json
 from rnope.model.spec import ModelConfig
+from rnope.strict import to_plain
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_FILES = (
@@ -72,10 +73,15 @@ def read_context_tokens(folder: str | os.PathLike[str]) -> int:
         UserError: the file cannot be read, or has no such number.
     """
     path = Path(folder).expanduser() / CONFIG
-    found = read_json(path).get("max_position_embeddings")
-    if type(found) is not int or found < 1:
-        rule, remedy = "must be a whole number above 0", "Write the longest context it was trained on."
-        raise ConfigError(f"{path}: max_position_embeddings", found, rule, remedy)
+    raw = read_json(path)
+    return _context_tokens(raw, context_key(raw), path)
+
+
+def _context_tokens(raw: Mapping[str, Any], key: str, path: Path) -> int:
+    found = raw.get(key)
+    if type(found) is not int or not 1 <= found < 2**31:
+        rule, remedy = "must be a whole number in 1 … 2^31", "Write the longest context it was trained on."
+        raise ConfigError(f"{path}: {key}", found, rule, remedy)
     return found
 
 
@@ -109,10 +115,13 @@ def read_kept(folder: str | os.PathLike[str]) -> Kept:
     path = Path(folder).expanduser()
     raw = read_json(path / CONFIG)
     config_of(raw, path / CONFIG)
-    if raw.get("max_position_embeddings") is not None:
-        read_context_tokens(path)  # refused here rather than handed on
+    for key in ("max_position_embeddings", "model_max_length"):
+        if raw.get(key) is not None:
+            _context_tokens(raw, key, path / CONFIG)  # refused here rather than handed on
     found = read_json(path / GENERATION) if (path / GENERATION).exists() else None
     generation = None if found is None else {key: value for key, value in found.items() if key not in CODE}
+    _check_writable(path / CONFIG, raw)
+    _check_writable(path / GENERATION, generation or {})
     names = sorted({file.name for pattern in TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()})
     try:
         return Kept(config=raw, generation=generation, tokenizer={name: _content(path / name) for name in names})
@@ -120,6 +129,15 @@ def read_kept(folder: str | os.PathLike[str]) -> Kept:
         raise UserError(
             f"{path}: a file of its tokenizer cannot be read ({error}). Mend it, or take it away."
         ) from None
+
+
+def _check_writable(path: Path, table: Mapping[str, Any]) -> None:
+    """Refuse what Python reads from a file and is no JSON in UTF-8: NaN, half a surrogate pair, lists without end."""
+    for key, value in table.items():
+        try:
+            json.dumps(to_plain({key: value}), indent=2, allow_nan=False, ensure_ascii=False).encode("utf-8")
+        except (ValueError, RecursionError):
+            raise ConfigError(f"{path}: {key}", value, "is no JSON that could be handed on", "Mend it.") from None
 
 
 def _content(path: Path) -> bytes:

@@ -55,7 +55,7 @@ def conversion(folder: str | os.PathLike[str], variant: str, *, window: int | No
     notes, context = [], read_context_tokens(path)
     if window is not None and window >= context:
         notes.append(
-            f"The window of {window:,} tokens holds the whole trained context of {context:,}: only beyond it tells."
+            f"The window of {window:,} tokens holds the whole trained context of {context:,}: it cuts off nothing there."
         )
     if obstacles(after):
         notes.append(

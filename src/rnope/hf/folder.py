@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from rnope.errors import ConfigError, UserError
@@ -32,7 +31,6 @@ from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
 from rnope.tokenizer import Tokenizer
 
-_DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 _OF_A_MODEL = (
     CONFIG, GENERATION, "README.md", "*.safetensors", shards.INDEX, ".gitattributes", *TOKENIZER_FILES,
 )  # fmt: skip
@@ -157,7 +155,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         with beside(folder) as fresh:
             fresh.mkdir()
             yield fresh
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error}). Free space or choose another place.") from None
 
 
@@ -174,7 +172,7 @@ def _refuse_foreign(folder: Path) -> None:
             f"{folder} holds {some(foreign)}, which no model folder has. Move that, or choose another place."
         )
     try:
-        known = not there or read_json(folder / "config.json").get("model_type") in ARCHITECTURES
+        known = not there or read_json(folder / CONFIG).get("model_type") in ARCHITECTURES
     except UserError:
         known = False
     if not known:
@@ -203,7 +201,7 @@ def load(
         UserError: the folder or a file in it is missing, damaged, altered or of a kind that is not read here; a tensor
             is missing, left over or has the wrong shape.
     """
-    if dtype is not None and dtype not in _DTYPES:
+    if dtype is not None and dtype not in shards.TYPES.values():
         raise ConfigError("dtype", dtype, "weights are floating-point numbers", "Use torch.float32 or torch.bfloat16.")
     place = _device(device)
     path = Path(folder).expanduser()

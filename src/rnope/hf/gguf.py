@@ -99,6 +99,8 @@ def export_gguf(
     place = Path(path).expanduser()
     if place.is_dir():
         raise UserError(f"{place} is a folder. Name a file, such as {place / 'model.gguf'}.")
+    if place.exists() and not place.is_file():
+        raise UserError(f"{place} is no plain file, and stays as it is. Name a file, such as model.gguf.")
     gguf = _package()
     writer = gguf.GGUFWriter(None, arch)
     writer.add_type(gguf.GGUFType.MODEL)

@@ -57,8 +57,8 @@ def add_tokenizer(writer: "gguf.GGUFWriter", tokenizer: Tokenizer, vocab_size: i
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
-    if len(tokenizer.stop_ids) > 1:  # EOS, and the end of a turn: llama.cpp stops at both
-        writer.add_eot_token_id(tokenizer.stop_ids[1])
+    if tokenizer.end_of_turn_id is not None:  # llama.cpp stops at both
+        writer.add_eot_token_id(tokenizer.end_of_turn_id)
     writer.add_add_bos_token(bool(begin))
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)

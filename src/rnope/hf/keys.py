@@ -63,6 +63,14 @@ def unknown_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key not in KEYS}
 
 
+def context_key(raw: Mapping[str, Any]) -> str:
+    """Which key says the longest trained context: ``model_max_length`` where there is one.
+
+    Command R v01 has it: 131,072, beside 8,192 as ``max_position_embeddings``. vLLM and llama.cpp's converter go by it too.
+    """
+    return "model_max_length" if raw.get("model_max_length") else "max_position_embeddings"
+
+
 def check_fixed(raw: Mapping[str, Any]) -> None:
     """Refuse a value of `FIXED` that `rnope` cannot compute.
 

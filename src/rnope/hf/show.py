@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rnope.errors import shown
 from rnope.hf.configs import CONFIG, config_of
-from rnope.hf.keys import KEYS
+from rnope.hf.keys import KEYS, context_key
 from rnope.hf.mapping import obstacles
 from rnope.hf.reading import read_json
 from rnope.model.accounting import cache_bytes, parameters
@@ -35,11 +35,12 @@ def file_sizes(path: Path) -> str:
     file = path / CONFIG if path.is_dir() else path
     raw = read_json(file)
     config = config_of(raw, file)
-    context = raw.get("max_position_embeddings")
-    lengths = [context] if type(context) is int and context >= 1 else LENGTHS
+    context = raw.get(context_key(raw))
+    lengths = [context] if type(context) is int and 1 <= context < 2**31 else LENGTHS
     lines = [f"{path}: {raw['model_type']}", sizes(config, lengths).rstrip()]
     lines += [f"{'':9}opens in rnope only: {reason}" for reason in obstacles(config)]
     for kind, words in _WITHOUT_USE.items():
-        found = [f"{key} = {shown(raw[key])}" for key in sorted(raw) if KEYS.get(key, "unknown") == kind]
+        keys = sorted(key for key in raw if KEYS.get(key, "unknown") == kind)
+        found = [f"{key if key.isprintable() else shown(key)} = {shown(raw[key])}" for key in keys]
         lines += [f"{'':9}{words}: {', '.join(found)}"] if found else []
     return "\n".join(lines) + "\n"

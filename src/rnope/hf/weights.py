@@ -53,7 +53,8 @@ def read(
 
     Every header is checked before the first tensor is read. As stored and on the CPU, tensors are private views of the
     files: pages are read when used, changing a tensor changes no file, and a file that is replaced by renaming, as
-    `rnope.save` does, leaves them as they were. A file that another program shortens in place takes them along.
+    `rnope.save` does, leaves them as they were. A file that another program writes to in place takes them along, checked or
+    not.
 
     Args:
         shapes: name -> shape of every tensor that is wanted; a tied ``lm_head.weight`` may be there besides.
@@ -83,7 +84,8 @@ def digest(folder: str | os.PathLike[str]) -> str:
     """SHA-256 of all weights of a model folder: names, types, shapes and numbers, however they are split into files.
 
     It is put together from the digests in the headers, which `read` compares with the tensors; a file that has none is
-    read. The folder that transformers writes of a model has the digest of the one that it read.
+    read. A stored head, which `read` compares with the embedding, is left out as transformers leaves it out: the folder
+    that it writes of a model has the digest of the one that it read.
 
     Raises:
         UserError: a file is missing or damaged, or a pickle.
@@ -95,12 +97,18 @@ def digest(folder: str | os.PathLike[str]) -> str:
         else:
             with _stored(file) as tensors:
                 digests |= sha256(tensors)
+    digests.pop(HEAD, None)
     return combined(digests)
 
 
 def _open(folder: Path) -> list[_File]:
     """The headers of a folder's files, in the order of their names; they hold what the index says, and it alone."""
     if (folder / WEIGHTS).is_file():
+        if (folder / INDEX).is_file() and any(folder.glob("model-?????-of-?????.safetensors")):
+            # transformers leaves the first there when it saves the others, and then reads the old one.
+            raise UserError(
+                f"{folder} has {WEIGHTS} and beside it the files of {INDEX}. Take away what is old of them."
+            )
         return [_header(folder / WEIGHTS, None)]
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
@@ -112,7 +120,7 @@ def _open(folder: Path) -> list[_File]:
     for name in names:
         if Path(name).name != name or name in ("", ".."):
             raise UserError(f"{folder / INDEX} names {name!r}, which is not in the folder. Fetch the folder again.")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(folder / name)]  # False, too, for what can be no name
     if missing:
         raise UserError(f"{folder} lacks {some(missing)}, which its index names. {_AGAIN}")
     about = about if isinstance(about, dict) else {}
@@ -128,7 +136,7 @@ def _header(path: Path, indexed: str | None) -> _File:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         try:
             digests = json.loads((file.metadata() or {}).get(DIGESTS, "{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             digests = None
         if not isinstance(digests, dict) or (digests and digests.keys() != slices.keys()):
             raise UserError(f"{path}: the digests in its header are not of its tensors. {_AGAIN}")
@@ -193,12 +201,12 @@ def _check_tensors(folder: Path, files: list[_File], shapes: Mapping[str, tuple[
             rule = f"also holds {some(extra)}, for which config.json has no layer"
             raise UserError(f"{file.path} {rule}. Do they belong together?")
         for name, shape in file.shapes.items():
+            if file.types[name] not in TYPES:  # packed, they have other shapes too
+                rule = f"{name} is stored as {file.types[name]}; quantised weights are not read"
+                raise UserError(f"{file.path}: {rule}. Convert to bfloat16.")
             if shape != wanted[name]:
                 rule = f"{name} is {shape}, but by config.json it is {wanted[name]}"
                 raise UserError(f"{file.path}: {rule}. Mend config.json.")
-            if file.types[name] not in TYPES:
-                rule = f"{name} is stored as {file.types[name]}; quantised weights are not read"
-                raise UserError(f"{file.path}: {rule}. Convert to bfloat16.")
     missing = sorted(set(shapes).difference(*(file.shapes for file in files)))
     if missing:
         raise UserError(

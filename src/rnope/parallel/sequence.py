@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rnope.config.training import check_heads
+from rnope.config.execution import check_heads
 from rnope.kernels import attend
 from rnope.model.decoder import Decoder
 from rnope.model.spec import LayerSpec, ModelConfig

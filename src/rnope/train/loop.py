@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rnope.config.training import AdamW, Execution, Stage, StageRates
+from rnope.config.execution import Execution
+from rnope.config.stage import Stage
+from rnope.config.training import AdamW, StageRates
 from rnope.data.rows import Rows, StageRows, validation_rows
 from rnope.data.shards import Shards
 from rnope.errors import UserError
@@ -169,7 +171,7 @@ def fit(work: Work, mesh: Mesh, watch: Watch) -> Decoder:
                 if point is not None:
                     log.write({key: value for key, value in point.items() if key != "validation"})
                 watch.step(standing, point)
-            if standing.in_a_row >= execution.skips:
+            if standing.in_a_row >= execution.skips or (last and standing.skipped == work.steps):
                 checkpoints.finish()
                 raise _hopeless(work, standing, checkpoints)
             if not standing.in_a_row and (last or standing.step % execution.save_steps == 0):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnope.config.training import Arm, Stage, StageRates, TrainingRecipe
+from rnope.config.stage import Stage
+from rnope.config.training import Arm, StageRates, TrainingRecipe
 from rnope.errors import check
 from rnope.model.accounting import activation_bytes, loss_bytes, parameters, state_bytes, training_flops_by_part
 from rnope.model.spec import ModelConfig

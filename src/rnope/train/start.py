@@ -7,7 +7,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from rnope.config.training import Start, TrainingRecipe
-from rnope.errors import ConfigError, check
+from rnope.errors import ConfigError, UserError, check
+from rnope.hf.configs import read_kept
 from rnope.hf.folder import load, read_config, read_context_tokens, read_provenance
 from rnope.hf.weights import digest
 from rnope.model.decoder import Decoder
@@ -32,6 +33,7 @@ def opened(recipe: TrainingRecipe, folder: Path | None = None) -> TrainingRecipe
     place = str(folder) if folder is not None else recipe.start
     check("start", place, bool(place), "the model's folder is not given", "Give it with --start FOLDER.")
     path = Path(place).expanduser()
+    read_kept(path)  # What the trained models are handed on of it is refused now, not when they are saved.
     start = Start(
         config=read_config(path),
         weights=digest(path),
@@ -48,10 +50,15 @@ def fill(model: Decoder, folder: Path, mesh: Mesh) -> None:
     """Give every rank its part of the weights in `folder`, in float32.
 
     Each reads its own part of the memory-mapped files; the first compares all of them with their digests.
+
+    Raises:
+        UserError: as `load`; a weight is not finite, from which no step could be taken.
     """
     source = load(folder, verify=mesh.rank == 0)
     for name, weight in model.named_parameters():
         whole = source.get_parameter(name)
+        if mesh.rank == 0 and not all(end.isfinite() for end in whole.aminmax()):
+            raise UserError(f"{folder}: {name} has numbers that are not finite. Start from a model that works.")
         if isinstance(weight, DTensor):  # FSDP2 gives ranks equal pieces of the first dimension, the last ones less
             place, rows = weight.device_mesh.get_local_rank(), -(-len(whole) // mesh.ranks)
             weight.to_local().copy_(whole[place * rows : (place + 1) * rows])

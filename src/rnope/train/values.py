@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from rnope.config.training import Arm, Stage, Start, TrainingRecipe
+from rnope.config.stage import Stage
+from rnope.config.training import Arm, Start, TrainingRecipe
 from rnope.model.spec import SIZES
 from rnope.strict import to_plain
 

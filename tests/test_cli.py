@@ -112,6 +112,9 @@ def test_layers_reads_a_folder_or_a_file_and_lists_what_has_no_use(rnope_, tmp_p
         assert "unknown to rnope: mine = {'a': 1}" in out and "changes nothing here: attention_dropout = 0.0, " in out
         assert "names code, which is never run: auto_map" in out
     refused(rnope_("layers", str(tmp_path), "--size", "8b"), "size = '8b'", "Leave --size out")
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"a\n\x1b[2J": 1, "max_position_embeddings": 10**400}))
+    code, out, _ = rnope_("layers", str(tmp_path))
+    assert code == 0 and "unknown to rnope: 'a\\n\\x1b[2J' = 1" in out and "at 8,192, " in out
     (tmp_path / "config.json").write_text(json.dumps(raw | {"hidden_act": "gelu"}))
     refused(rnope_("layers", str(tmp_path)), "config.json: hidden_act = 'gelu'", "only 'silu'")
     (tmp_path / "config.json").unlink()

@@ -23,7 +23,7 @@ ALLOWED = {
     "kernels": {"errors"},
     "model": {"errors", "spec", "kernels"},
     "hf": {"errors", "strict", "files", "spec", "tokenizer", "model"},
-    "generate": {"errors", "spec", "kernels", "model"},
+    "generate": {"errors", "memory", "spec", "kernels", "model"},
     "data": {"errors", "strict", "files", "units", "workers", "commands", "config", "messages", "tokenizer"},
     "parallel": {"errors", "config", "spec", "kernels", "model"},
     "train": {

@@ -129,6 +129,7 @@ REFUSED = [
     ("{% set n = namespace() %}{% set n.__class__ = 1 %}", "cannot hold '__class__'"),
     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
     ("{% include 'x' %}", "no loader"),
+    ("{{ '\\ud800' }}", "surrogates not allowed"),
 ]
 
 

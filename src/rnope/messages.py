@@ -85,14 +85,16 @@ def render(
         UserError: the template is no Jinja, or fails on these messages, or refuses them; it says why.
     """
     try:
-        return _compiled(template).render(
+        text = _compiled(template).render(
             messages=[dict(message) for message in messages], tools=None, documents=None,
             add_generation_prompt=add_generation_prompt, **tokens,
         )  # fmt: skip
+        text.encode("utf-8")  # fails where the template spells half a surrogate pair
     except Exception as error:  # whatever the program of somebody else raises
         said = str(error) or type(error).__name__
         remedy = "Change the messages, or the template."
         raise UserError(f"{where}: the chat template cannot render these messages ({said}). {remedy}") from None
+    return text
 
 
 def mark(messages: Sequence[Message], names: re.Pattern[str]) -> list[Message]:

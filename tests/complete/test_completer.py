@@ -86,27 +86,25 @@ def test_weights_are_converted_as_asked(folder, dtype):
     assert model.engine.dtype == dtype and answer(model, TEXT)[1].new_tokens == 12
 
 
-def run(*arguments, text=None):
-    return subprocess.run(
-        [sys.executable, "-m", "rnope", "generate", *map(str, arguments)],
-        input=text, capture_output=True, text=True, timeout=120,
-        env={"PYTHONPATH": str(Path(rnope.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def test_the_command_streams_the_same_text_from_every_source(folder, tmp_path):
+def test_the_command_streams_the_same_text_from_every_source(folder, tmp_path, capsys):
     (tmp_path / "prompt.txt").write_text(TEXT, encoding="utf-8")
     expected = answer(Completer(folder), TEXT)[0]
-    common = ("--max-new-tokens", 12, "--ignore-stop")
-    piped = run(folder, *common, "--stats", text=TEXT)
+    common = ["generate", str(folder), "--max-new-tokens", "12", "--ignore-stop"]
+    piped = subprocess.run(
+        [sys.executable, "-m", "rnope", *common, "--stats"],
+        input=TEXT, capture_output=True, text=True, timeout=120,
+        env={"PYTHONPATH": str(Path(rnope.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert piped.returncode == 0 and piped.stdout == expected + "\n" and "tokens/s" in piped.stderr
-    for source in ((TEXT,), ("--file", tmp_path / "prompt.txt")):
-        done = run(folder, *source, *common)
-        assert (done.returncode, done.stdout, done.stderr) == (0, expected + "\n", "")
+    (tmp_path / "marked.txt").write_text(TEXT, encoding="utf-8-sig")
+    for source in ([TEXT], *(["--file", str(tmp_path / name)] for name in ("prompt.txt", "marked.txt"))):
+        assert cli.run([*common, *source]) == 0
+        assert capsys.readouterr() == (expected + "\n", "")
 
 
 MISTAKES = [
     (("",), "prompt is empty"),
+    (("\udcff",), "not UTF-8 text"),
     (("x", "--temperature", "-1"), "temperature = -1.0"),
     (("x", "--top-p", "0"), "top_p = 0.0"),
     (("x", "--chunk", "0"), "prefill_chunk_tokens = 0"),

@@ -534,6 +534,15 @@ def test_a_model_without_weights_is_refused():
         Engine(it)
 
 
+def test_matrices_of_several_types_are_refused():
+    it = tiny_model()
+    it.layers[2].norm.bfloat16()  # as some have their norms
+    assert Engine(it).generate([[1, 2]], 2).tokens
+    it.layers[1].feed_forward.up.bfloat16()
+    with pytest.raises(ConfigError, match="dtype = 'bfloat16, float32'"):
+        Engine(it)
+
+
 def test_states_and_ids_of_a_step_must_match(model, text):
     engine = Engine(model())
     states = [engine.prefill(text(n)) for n in (3, 8)]

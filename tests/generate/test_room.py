@@ -207,4 +207,18 @@ def test_a_containers_limit_counts(monkeypatch, tmp_path):
 def test_files_in_the_page_cache_can_be_dropped(monkeypatch, tmp_path):
     """A container's usage counts the model's files that were read; the kernel takes that memory back when asked."""
     (tmp_path / "memory.stat").write_text(f"anon {MB}\nfile {2 * MB}\nactive_file 0\ninactive_file {2 * MB}\n")
+    monkeypatch.setattr(room, "status_bytes", lambda name: 0)
     assert group(monkeypatch, tmp_path, 5 * MB, 3 * MB) == 4 * MB
+
+
+def test_weights_that_are_mapped_from_files_are_not_free(monkeypatch, tmp_path):
+    """The kernel would take their pages back as well, and read them again for every token."""
+    (tmp_path / "memory.stat").write_text(f"active_file 0\ninactive_file {2 * MB}\n")
+    monkeypatch.setattr(room, "status_bytes", lambda name: MB * (name == "RssFile"))
+    assert group(monkeypatch, tmp_path, 5 * MB, 3 * MB) == 3 * MB
+    (tmp_path / "memory.stat").write_text(f"active_file {3 * MB}\ninactive_file {2 * MB}\n")
+    assert group(monkeypatch, tmp_path, 5 * MB, 3 * MB) == 4 * MB  # what is active counts as used already
+    machine = group(monkeypatch, tmp_path, "max", 3 * MB)
+    if machine is not None:
+        monkeypatch.setattr(room, "status_bytes", lambda name: machine // 2)
+        assert group(monkeypatch, tmp_path, "max", 3 * MB) < 0.8 * machine

@@ -143,7 +143,7 @@ def test_qk_norm_becomes_a_hybrid_that_only_rnope_opens(tmp_path):
 def test_a_window_that_holds_the_context_is_said(trained):
     assert conversion(trained, "rnope-swa", window=63).notes == ()
     raw = json.loads((trained / "config.json").read_text())
-    (trained / "config.json").write_text(json.dumps(raw | {"model_max_length": 70}))  # as in Command R v01, and it counts
+    (trained / "config.json").write_text(json.dumps(raw | {"model_max_length": 70}))  # it counts, as in Command R v01
     assert conversion(trained, "rnope-swa", window=64).notes == ()
     (trained / "config.json").write_text(json.dumps(raw))
     (note,) = conversion(trained, "rnope-swa", window=64).notes
@@ -198,6 +198,8 @@ def test_the_command_prints_both_tables_and_what_is_next(trained, tmp_path, caps
     assert out.split() == [str(tmp_path / "h")]
     assert "rope θ 10,000, full" in err and "rope θ 10,000, window 6" in err and "nope, full" in err
     assert f"rnope train uptrain --start {tmp_path / 'h'}" in err and "heal" in err
+    assert run([*words[:-1], str(tmp_path / "of mine")]) == 0
+    assert f"--tokenizer '{tmp_path / 'of mine'}' --out DATA" in capsys.readouterr().err
     assert run([*words[:-1], str(trained)]) == 2
     assert run(["convert", str(tmp_path), "--to", "rope", "--out", "x"]) == 2
     assert "Traceback" not in capsys.readouterr().err

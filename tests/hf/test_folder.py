@@ -73,6 +73,8 @@ def test_dtype_and_device_are_converted_on_request(folder):
     assert load(folder, torch.float64, "cpu").embedding.weight.dtype == torch.float64
     with pytest.raises(ConfigError, match=r"dtype = torch\.int8"):
         load(folder, torch.int8)
+    with pytest.raises(ConfigError, match=r"device = 'vulkan'.*cannot use it"):
+        load(folder, device="vulkan")
 
 
 def test_a_loaded_model_trains_and_saves_over_its_own_folder(folder):

@@ -1,5 +1,6 @@
 """GGUF: what is written is what we hold, and what llama.cpp cannot say is refused. (`test_gguf_llama` runs it.)"""
 
+import os
 import sys
 import tracemalloc
 
@@ -240,6 +241,11 @@ def test_other_mistakes_are_refused(tmp_path, monkeypatch):
         export_gguf(tiny_model().to("meta"), place)
     with pytest.raises(UserError, match="is a folder"):
         export_gguf(tiny_model(), tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no plain file"):
+        export_gguf(tiny_model(), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "pipe").unlink()
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="pip install gguf"):
         export_gguf(tiny_model(), place)

@@ -179,6 +179,7 @@ def test_command_r_as_published_is_rope_throughout():
         ({"hidden_act": "gelu"}, ["hidden_act = 'gelu'"]),
         ({"sliding_window": None}, ["sliding_window", "is missing"]),
         ({"sliding_window": 0}, ["sliding_window = 0", "at least 1"]),
+        ({"layer_norm_eps": 0}, ["layer_norm_eps = 0.0", "between 0 and 1"]),
         ({"sliding_window_pattern": 0}, ["sliding_window_pattern = 0"]),
         ({"layer_types": ["full_attention"]}, ["num_hidden_layers = 32", "layer_types has 1"]),
         ({"layer_types": ["chunked_attention"] * 32}, ["layer_types[0]", "chunked_attention"]),

@@ -19,7 +19,7 @@ from transformers import (
     CohereForCausalLM,
 )
 
-from rnope.errors import UserError
+from rnope.errors import ConfigError, UserError
 from rnope.hf.folder import load, read_config, read_stop_ids, save
 from rnope.hf.keys import unknown_keys
 from rnope.hf.mapping import to_hf
@@ -156,6 +156,8 @@ def test_the_tokenizer_goes_along_without_what_names_code(tokenizer, tmp_path):
     assert raw["mine"] == 1 and raw["max_position_embeddings"] == 64 and raw["eos_token_id"] == tokenizer.eos_id
     card = (tmp_path / "next" / "README.md").read_text()
     assert "Left out" in card and "evil.Model" in card and '"Evil"' in card and "AutoTokenizer" in card
+    save(load(tmp_path / "m"), tmp_path / "given", Tokenizer.load(tmp_path / "m"))
+    assert "evil" not in (tmp_path / "given" / "tokenizer_config.json").read_text()
     ids = AutoTokenizer.from_pretrained(tmp_path / "next", local_files_only=True)("one two").input_ids
     assert ids == tokenizer.encode_prompt("one two")
 
@@ -197,6 +199,19 @@ def test_like_must_be_a_folder_that_opens_here(tmp_path):
         save(tiny_model(), tmp_path / "n", like=tmp_path / "m")
     edited(tmp_path / "m" / "config.json", model_type="llama")
     with pytest.raises(UserError, match="model_type = 'llama'"):
+        save(tiny_model(), tmp_path / "n", like=tmp_path / "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", ["NaN", "[1, -Infinity]", '"\\ud800"', "[" * 900 + "]" * 900], ids=len)
+def test_what_is_no_json_is_named_and_not_handed_on(name, value, tmp_path):
+    save(tiny_model(), tmp_path / "m")
+    place = tmp_path / "m" / name
+    said = place.read_text().rstrip().rstrip("}") + "," if place.exists() else "{"
+    place.write_text(f'{said} "somebody_knows": {value}}}')
+    load(tmp_path / "m")
+    with pytest.raises(ConfigError, match=rf"/{name}: somebody_knows = .*no JSON"):
         save(tiny_model(), tmp_path / "n", like=tmp_path / "m")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 

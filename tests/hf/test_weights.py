@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import rnope
 from rnope.errors import UserError
@@ -114,7 +115,7 @@ def test_what_others_rewrite_has_no_digest_and_is_read(four):
 
 def test_digests_that_are_none(one):
     tensors = load_file(one / WEIGHTS)
-    for text in ("{", "[]", '{"a": "b"}'):
+    for text in ("{", "[]", '{"a": "b"}', "[" * 100_000):
         save_file(tensors, one / WEIGHTS, metadata={"format": "pt", DIGESTS: text})
         refused(one, WEIGHTS, "digests in its header")
 
@@ -134,6 +135,9 @@ def test_an_index_that_contradicts_its_files(four):
     for outside in ("../m/" + names[0], str(four / names[0]), "..", ""):
         say(weight_map=good["weight_map"] | {UP: outside})
         refused(four, INDEX, repr(outside), "not in the folder")
+    for none in ("x" * 5000, "x\0y"):
+        say(weight_map=good["weight_map"] | {UP: none})
+        refused(four, "lacks x", "which its index names")
     for nothing in ({}, [], None, {UP: 3}):
         say(weight_map=nothing)
         refused(four, INDEX, "weight_map")
@@ -159,17 +163,38 @@ def test_tensors_that_do_not_fit_are_named(one):
     refused(one, "also holds model.layers.4.mlp.up_proj.weight")
     save_file(good | {UP: good[UP].T.contiguous()}, path)
     refused(one, UP, "(32, 48)", "(48, 32)")
-    save_file(good | {UP: good[UP].to(torch.int8)}, path)
-    refused(one, UP, "I8", "quantised")
+    for packed in (good[UP].to(torch.int8), good[UP][:, ::4].to(torch.float8_e4m3fn).contiguous()):
+        save_file(good | {UP: packed}, path)
+        refused(one, UP, "8", "quantised")
+
+
+def test_one_file_beside_several_is_refused_since_one_is_old(one):
+    """transformers leaves model.safetensors where it saves several files beside it."""
+    model = AutoModelForCausalLM.from_pretrained(one)
+    torch.nn.init.zeros_(model.model.norm.weight)
+    model.save_pretrained(one, max_shard_size=SHARD)
+    refused(one, WEIGHTS, INDEX, "what is old")
+    (one / WEIGHTS).unlink()
+    assert not load(one).norm.weight.any()
+    model.save_pretrained(one)  # it takes the several away, and leaves their index
+    assert (one / INDEX).exists() and not load(one).norm.weight.any()
+
+
+def test_a_file_that_goes_while_it_is_read_is_named(one, monkeypatch):
+    def gone(*_, **__):
+        raise RuntimeError("unable to open file")  # as torch says it, which maps the file
+
+    monkeypatch.setattr(rnope.hf.weights, "safe_open", gone)
+    refused(one, WEIGHTS, "unable to open file")
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_stored_head_must_be_the_embedding(four, dtype):
     last = four / files(four)[-1]  # the embedding is in the first
-    good, said = load_file(last), index(four)
+    good, said, before = load_file(last), index(four), digest(four)
     said["weight_map"][HEAD], said["metadata"] = last.name, {"total_size": said["metadata"]["total_size"]}
     (four / INDEX).write_text(json.dumps(said))
-    embedding, before = tiny_model().embedding.weight.data, digest(four)
+    embedding = tiny_model().embedding.weight.data
     save_file(good | {HEAD: embedding}, last)
     assert digest(four) == before
     assert [p.dtype for p in load(four, dtype).parameters()] == [dtype or torch.float32] * 34

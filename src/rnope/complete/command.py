@@ -137,7 +137,7 @@ def _prompt(prompt: str | None, file: Any) -> str:
     if file is None and sys.stdin.isatty():
         raise click.UsageError("No prompt. Give PROMPT, or --file PATH, or pipe a text in.")
     try:
-        return str((file or sys.stdin).read())
+        return str((file or sys.stdin).read()).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"The prompt is not UTF-8 text ({error}). Convert it.") from None
 

@@ -60,10 +60,14 @@ class Completer:
         """Token ids of a prompt.
 
         Raises:
-            UserError: there is no text, or a token of it is not in the model's vocabulary.
+            UserError: there is no text, or none that UTF-8 could spell, or a token of it is not in the model's vocabulary.
         """
         if not text:
             raise UserError("The prompt is empty. Give some text to continue.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"The prompt is not UTF-8 text ({error}). Convert it.") from None
         return self._known(self.tokenizer.encode_prompt(text))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -83,7 +83,7 @@ class Engine:
         backend: of `rnope.kernels.attend`; None leaves the model's.
 
     Raises:
-        ConfigError: a chunk below 1, a model without weights, an unknown backend.
+        ConfigError: a chunk below 1, a model without weights or with matrices of several types, an unknown backend.
     """
 
     def __init__(
@@ -95,6 +95,10 @@ class Engine:
         check("prefill_chunk_tokens", prefill_chunk_tokens, whole, rule, "2048 is the default.")
         if model.embedding.weight.is_meta:
             raise ConfigError("model", "meta", "has no weights", "Load or initialise it first.")
+        types = {weight.dtype for name, weight in model.named_parameters() if not name.endswith("norm.weight")}
+        if len(types) > 1:
+            found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+            raise ConfigError("dtype", found, "the model has matrices of several types", "Load it as one of them.")
         self.model = model
         self.config = model.config
         self.prefill_chunk_tokens = prefill_chunk_tokens

@@ -8,6 +8,7 @@ import torch
 
 from rnope.errors import ConfigError
 from rnope.generate.cache import Slots, State
+from rnope.memory import status_bytes
 
 if TYPE_CHECKING:
     from rnope.generate.engine import Engine
@@ -76,15 +77,17 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     bounds = []
+    ours = status_bytes("RssFile")  # files that this process has mapped, weights among them: "available", and needed
     for line in _lines(Path("/proc/meminfo")):
         name, _, value = line.partition(":")
         if name == "MemAvailable":
-            bounds.append(int(value.split()[0]) * 1024)
+            bounds.append(max(0, int(value.split()[0]) * 1024 - ours))
     limit, used = _lines(_CGROUP / "memory.max"), _lines(_CGROUP / "memory.current")
     if limit and used and limit[0].isdigit():
         # Pages of files that were read count as used, and are given up on demand.
-        files = [int(line.split()[1]) for line in _lines(_CGROUP / "memory.stat") if line.startswith("inactive_file ")]
-        bounds.append(max(0, int(limit[0]) - int(used[0]) + sum(files)))
+        stat = dict(line.split() for line in _lines(_CGROUP / "memory.stat"))
+        inactive, active = (int(stat.get(name, 0)) for name in ("inactive_file", "active_file"))
+        bounds.append(max(0, int(limit[0]) - int(used[0]) + min(inactive, max(0, inactive + active - ours))))
     return min(bounds, default=None)
 
 

@@ -17,7 +17,7 @@ from rnope.hf.reading import read_json
 from rnope.model.spec import ModelConfig
 from rnope.strict import to_plain
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "*.jinja",
@@ -124,7 +124,9 @@ def read_kept(folder: str | os.PathLike[str]) -> Kept:
     _check_writable(path / GENERATION, generation or {})
     names = sorted({file.name for pattern in TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()})
     try:
-        return Kept(config=raw, generation=generation, tokenizer={name: _content(path / name) for name in names})
+        return Kept(
+            config=raw, generation=generation, tokenizer={name: tokenizer_content(path / name) for name in names}
+        )
     except OSError as error:
         raise UserError(
             f"{path}: a file of its tokenizer cannot be read ({error}). Mend it, or take it away."
@@ -140,9 +142,9 @@ def _check_writable(path: Path, table: Mapping[str, Any]) -> None:
             raise ConfigError(f"{path}: {key}", value, "is no JSON that could be handed on", "Mend it.") from None
 
 
-def _content(path: Path) -> bytes:
+def tokenizer_content(path: Path) -> bytes:
     """A file of a tokenizer as it is, or without what would name code."""
-    if path.name != "tokenizer_config.json":
+    if path.name != TOKENIZER_CONFIG:
         return path.read_bytes()
     raw = read_json(path)
     if not CODE & set(raw):

@@ -18,7 +18,7 @@ from rnope.errors import ConfigError, UserError
 from rnope.files import beside
 from rnope.hf import shards, weights
 from rnope.hf.card import model_card
-from rnope.hf.configs import CONFIG, GENERATION, TOKENIZER_FILES, Kept, read_kept
+from rnope.hf.configs import CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_FILES, Kept, read_kept, tokenizer_content
 from rnope.hf.configs import read_config as read_config
 from rnope.hf.configs import read_context_tokens as read_context_tokens
 from rnope.hf.configs import read_model_type as read_model_type
@@ -115,6 +115,8 @@ def save_state(
             _write_json(fresh / GENERATION, generation)
         if tokenizer is not None:
             tokenizer.save(fresh)
+            path = fresh / TOKENIZER_CONFIG
+            path.write_bytes(tokenizer_content(path))  # it may have come from a folder that names code
         elif kept is not None:
             for name, content in kept.tokenizer.items():
                 (fresh / name).write_bytes(content)
@@ -225,7 +227,12 @@ def _device(device: str | torch.device | None) -> torch.device:
         place = torch.device(device or "cpu")
     except RuntimeError:
         raise ConfigError("device", str(device), "is not the name of a device", "Use cpu, cuda or cuda:N.") from None
+    remedy = "Use cpu, or a build of PyTorch for the machine's GPU."
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         found = f"this machine has {torch.cuda.device_count()} that PyTorch can use"
-        raise ConfigError("device", str(device), found, "Use cpu, or a build of PyTorch for the machine's GPU.")
+        raise ConfigError("device", str(device), found, remedy)
+    try:
+        torch.empty(0, device=place)
+    except Exception:  # the kinds of device differ in what they raise where they are not there
+        raise ConfigError("device", str(device), "PyTorch cannot use it on this machine", remedy) from None
     return place

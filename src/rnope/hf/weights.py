@@ -70,12 +70,12 @@ def read(
     _check_tensors(folder, files, shapes)
     found: dict[str, Tensor] = {}
     for file in files:
-        with _stored(file) as tensors:
-            if verify:
-                _check_digests(file, tensors)
-            tensors.pop(HEAD, None)
-            for name in list(tensors):
-                found[name] = tensors.pop(name).to(device=device, dtype=dtype)
+        tensors = _stored(file)
+        if verify:
+            _check_digests(file, tensors)
+        tensors.pop(HEAD, None)
+        for name in list(tensors):
+            found[name] = tensors.pop(name).to(device=device, dtype=dtype)
     _check_head(files)
     return found
 
@@ -95,8 +95,7 @@ def digest(folder: str | os.PathLike[str]) -> str:
         if file.digests:
             digests |= file.digests
         else:
-            with _stored(file) as tensors:
-                digests |= sha256(tensors)
+            digests |= sha256(_stored(file))
     digests.pop(HEAD, None)
     return combined(digests)
 
@@ -153,17 +152,16 @@ def _header(path: Path, indexed: str | None) -> _File:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last by torch, where the file has just gone
         raise UserError(
             f"{path}: not readable as safetensors ({error}). It may be cut short: fetch it again."
         ) from None
 
 
-@contextmanager
-def _stored(file: _File) -> Iterator[dict[str, Tensor]]:
+def _stored(file: _File) -> dict[str, Tensor]:
     """The tensors of a file, as views of it: nothing is read yet."""
     with _reading(file.path), safe_open(file.path, framework="pt") as opened:
-        yield {name: opened.get_tensor(name) for name in file.shapes}
+        return {name: opened.get_tensor(name) for name in file.shapes}
 
 
 def _check_index(index: Path, places: Mapping[str, str], files: list[_File]) -> None:

@@ -125,10 +125,9 @@ class ModelConfig:
                 "must be even where a layer is RoPE, which rotates pairs",
                 "Add or take one.",
             )
-        if not 0 < self.logit_scale < 1e6 or not 0 < self.norm_eps < 1:
-            raise ConfigError(
-                "logit_scale, norm_eps", (self.logit_scale, self.norm_eps), "must be positive", "See size 8b."
-            )
+        for name, value, end in (("logit_scale", self.logit_scale, 10**6), ("norm_eps", self.norm_eps, 1)):
+            if not 0 < value < end:
+                raise ConfigError(name, value, f"must lie between 0 and {end:,}", "See size 8b.")
 
     @classmethod
     def variant(cls, name: str, size: str = "8b", **overrides: Any) -> "ModelConfig":

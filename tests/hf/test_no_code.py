@@ -113,7 +113,7 @@ def test_the_code_of_a_folder_is_not_imported(trap):
     assert type(theirs).__module__.startswith("transformers.")
     assert read_tokenizer(folder).encode("needle")
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    assert Frame.of_chat(folder).chat
+    assert Frame.of_chat(read_tokenizer(folder)).chat
     assert not sprung.exists()
     exec((folder / "trap.py").read_text(), {})
     assert sprung.exists()  # it would have been

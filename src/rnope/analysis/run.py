@@ -26,7 +26,7 @@ from rnope.analysis.tables import length_result
 from rnope.analysis.texts import Texts
 from rnope.errors import ConfigError, UserError
 from rnope.evals.frame import Frame
-from rnope.evals.models.opening import ModelOptions, model_folder
+from rnope.evals.models.opening import ModelOptions
 from rnope.evals.models.pretrained import telling_memory
 from rnope.evals.plan import Speed, measure, plan_table
 from rnope.evals.run import package_versions
@@ -129,7 +129,7 @@ def _plans(
     for given, name in models:
         gc.collect()  # the one before it
         opened = open_probed(given, name, options)
-        frame = Frame.of_chat(model_folder(given)) if chat else Frame.bare(opened.model.tokenizer)
+        frame = (Frame.of_chat if chat else Frame.bare)(opened.model.tokenizer)
         texts = build(opened, frame)
         _check(opened, texts, options)
         cells = _cells(texts)

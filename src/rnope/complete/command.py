@@ -71,7 +71,8 @@ def generate(
     converse = chat and not dry_run and prompt is None and file is None and sys.stdin.isatty()
     text = None if converse else _prompt(prompt, file)
     sampling = Sample(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    model = Completer(folder, dtype=getattr(torch, dtype) if dtype else None, device=device, **options)
+    weights = getattr(torch, dtype) if dtype else None
+    model = Completer(folder, dtype=weights, device=device, verify=not dry_run, **options)
     wanted: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "ignore_stop": ignore_stop}
     if text is None:
         _converse(model, system, wanted, stats=stats)

@@ -43,6 +43,7 @@ class Completer:
         folder: a Hugging Face folder with weights and tokenizer.json.
         dtype: of the weights, as stored if None.
         device: where to; the CPU if None.
+        verify: compare the weights with their digests, which reads all of them.
         options: of `Engine`.
 
     Raises:
@@ -50,11 +51,12 @@ class Completer:
     """
 
     def __init__(
-        self, folder: Path, *, dtype: torch.dtype | None = None, device: str | None = None, **options: int | bool | str
-    ) -> None:
+        self, folder: Path, *, dtype: torch.dtype | None = None, device: str | None = None, verify: bool = True,
+        **options: int | bool | str,
+    ) -> None:  # fmt: skip
         self.tokenizer = Tokenizer.load(folder)
         self.stop_ids = read_stop_ids(folder)
-        self.engine = Engine(load(folder, dtype=dtype, device=device), **options)  # type: ignore[arg-type]
+        self.engine = Engine(load(folder, dtype=dtype, device=device, verify=verify), **options)  # type: ignore[arg-type]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt.

@@ -186,7 +186,8 @@ def _run(
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
 
-    from rnope.evals.models.opening import ModelOptions, check_model, model_folder, open_model
+    from rnope.evals.frame import Frame
+    from rnope.evals.models.opening import ModelOptions, check_model, open_model
     from rnope.evals.plan import measure, plan_table
     from rnope.evals.run import evaluate
 
@@ -203,8 +204,7 @@ def _run(
     )  # fmt: skip
     for given, name in zip(models, called, strict=True):
         model = open_model(given, name, opened)
-        folder = more["tokenizer"] or model_folder(given)
-        suite = build(model, _frame(model, folder, chat))
+        suite = build(model, Frame.of_chat(model.tokenizer) if chat else Frame.bare(model.tokenizer))
         cells = suite.cells()
         suite.check()
         for note in suite.notes:
@@ -219,12 +219,6 @@ def _run(
         gc.collect()  # before the next one is loaded
     if not dry_run:
         _report(out)
-
-
-def _frame(model: "EvalModel", folder: Path, chat: bool) -> "Frame":
-    from rnope.evals.frame import Frame
-
-    return Frame.of_chat(folder) if chat else Frame.bare(model.tokenizer)
 
 
 def _report(out: Path) -> None:

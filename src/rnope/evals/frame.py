@@ -1,11 +1,10 @@
 """What stands around a prompt: nothing for a base model, the turns of a conversation for one that was tuned to chat."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 
 from rnope.errors import UserError
-from rnope.tokenizer import Tokenizer
+from rnope.tokenizer import TEMPLATE, Tokenizer
 
 _MARK = "\u27e6prompt\u27e7"
 _DAY = datetime(2025, 1, 1)
@@ -31,25 +30,19 @@ class Frame:
         return cls(begin_ids=tokenizer.begin_ids)
 
     @classmethod
-    def of_chat(cls, folder: Path) -> "Frame":
-        """The chat template of a tokenizer folder, one turn of the user's, the answer open.
+    def of_chat(cls, tokenizer: Tokenizer) -> "Frame":
+        """The chat template of `tokenizer`, one turn of the user's, the answer open.
 
         Raises:
-            UserError: the folder has no template, or one that changes or repeats the user's text.
+            UserError: there is no template, or one that changes or repeats the user's text.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            turn = [{"role": "user", "content": _MARK}]
-            template = tokenizer.get_chat_template()
-            text = tokenizer.apply_chat_template(
-                turn, chat_template=_CLOCK + template, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # a template is code in a language of its own: anything may be raised
-            remedy = "Evaluate without --chat, or add a chat_template.jinja."
-            raise UserError(f"{folder}: no chat template can be used ({error}). {remedy}") from None
-        before, mark, after = str(text).partition(_MARK)
+        remedy = "Evaluate without --chat, or add a chat_template.jinja."
+        template = tokenizer.chat_template
+        if template is None:
+            raise UserError(f"The tokenizer has no chat template. {remedy}")
+        dated = replace(tokenizer, companions={**tokenizer.companions, TEMPLATE: _CLOCK + template})
+        text = dated.render_chat([{"role": "user", "content": _MARK}], add_generation_prompt=True)
+        before, mark, after = text.partition(_MARK)
         if not mark or _MARK in after:
-            raise UserError(f"{folder}: the chat template does not hold the user's text once. Evaluate without --chat.")
+            raise UserError(f"The chat template does not hold the user's text once. {remedy}")
         return cls(begin_ids=(), before=before, after=after, chat=True)

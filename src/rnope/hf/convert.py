@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rnope.errors import ConfigError, UserError
-from rnope.hf.folder import load, read_config, read_context_tokens, read_provenance, save_state
+from rnope.hf.folder import load, read_config, read_context_tokens, read_provenance, refuse_foreign, save_state
 from rnope.hf.mapping import obstacles
 from rnope.hf.weights import digest
 from rnope.model.spec import ModelConfig
@@ -75,6 +75,7 @@ def convert(plan: Conversion, out: str | os.PathLike[str]) -> None:
     """
     if Path(out).expanduser().resolve() == plan.folder.resolve():
         raise UserError(f"{out} is the model's own folder, and stays as it is. Choose another --out.")
+    refuse_foreign(Path(out).expanduser().resolve())  # now, and not when all weights have been read
     source = {
         "layers": [line.strip() for line in plan.before.layer_table().splitlines()],
         "weights": digest(plan.folder),

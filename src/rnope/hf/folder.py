@@ -152,7 +152,7 @@ def _write_json(path: Path, raw: Mapping[str, Any]) -> None:
 def _replacing(folder: Path) -> Iterator[Path]:
     """`files.beside` for a model folder: what is not ours to delete is refused first."""
     folder = folder.expanduser().resolve()
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     try:
         with beside(folder) as fresh:
             fresh.mkdir()
@@ -161,7 +161,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder}: cannot be written ({error}). Free space or choose another place.") from None
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
     """A folder is overwritten only if it is empty or holds a model and nothing else."""
     if not folder.exists():
         return

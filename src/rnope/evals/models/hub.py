@@ -31,6 +31,7 @@ from rnope.evals.models.pretrained import (
 )
 from rnope.evals.results import ModelFacts
 from rnope.generate.engine import Chance, chances_of
+from rnope.hf.keys import context_key
 from rnope.hf.mapping import UNBOUNDED
 
 CHUNK = 2048
@@ -87,7 +88,7 @@ class TransformersModel(EvalModel):
             begin_ids=self.tokenizer.begin_ids,
             dtype=str(self.model.dtype).removeprefix("torch."),
             device=self.model.device.type,
-            trained_tokens=getattr(self._config, "max_position_embeddings", None),
+            trained_tokens=getattr(self._config, context_key(self._config.to_dict()), None),
             windows=tuple(sorted(window for window in windows if window < UNBOUNDED)),
             model_type=self.model.config.model_type,
             parameters=sum(weight.numel() for weight in self.model.parameters()),

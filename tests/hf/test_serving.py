@@ -5,6 +5,7 @@ logits is several times what float32 may differ by. So equal tokens mean equal m
 """
 
 import json
+import sys
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,14 +17,15 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from rnope import Engine, ModelConfig, save
 from rnope.hf.mapping import model_type
 from rnope.hf.programs import programs
-from rnope.model.spec import VARIANTS, Init
+from rnope.model.spec import VARIANTS
 from rnope.testing import tiny_model
 
-NEW = 40
+sys.path.insert(0, str(Path(__file__).parent))
+import serving_kit
+from serving_kit import MARGIN, NEW, TOLERANCE
+
 WINDOW = 5
 LENGTHS = (3, 5, 19)  # prompts shorter than the window, as long as it, and several times longer
-TOLERANCE = 1e-4  # of logits, whose standard deviation is about 1.3
-MARGIN = 1e-3
 IN_CLASSES = [name for name in VARIANTS if model_type(tiny_model(name).config) != "rnope"]
 WINDOWED = [name for name in IN_CLASSES if "swa" in VARIANTS[name].group]
 MODES = [*product(["eager", "sdpa"], ["dynamic", "static"], [None, 4]), ("eager", None, None), ("sdpa", None, None)]
@@ -31,30 +33,12 @@ MODES = [*product(["eager", "sdpa"], ["dynamic", "static"], [None, 4]), ("eager"
 
 
 def prompts():
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randint(0, 97, (n,), generator=generator).tolist() for n in LENGTHS]
-
-
-def margin(model, answers):
-    """Smallest distance between the best and the second-best logit over all greedy choices."""
-    smallest = float("inf")
-    for prompt, answer in zip(prompts(), answers, strict=True):
-        best = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1].topk(2).values
-        smallest = min(smallest, (best[:, 0] - best[:, 1]).min().item())
-    return smallest
+    return serving_kit.prompts(LENGTHS)
 
 
 @cache
-@torch.no_grad()
 def lively(variant, window=WINDOW):
-    """A tiny model and what our engine answers: the first seed whose answers are varied and nowhere a close call."""
-    for seed in range(50):
-        init = Init(embedding_std=0.1, matrix_gain=3.0)
-        model = tiny_model(variant, seed, window=window, init=init, logit_scale=2.25)
-        answers = Engine(model, prefill_chunk_tokens=4).generate(prompts(), NEW).tokens
-        if min(len(set(answer)) for answer in answers) >= 6 and margin(model, answers) > MARGIN:
-            return model, answers
-    raise AssertionError("no seed answers clearly")
+    return serving_kit.lively(variant, prompts(), window=window)
 
 
 def opened(folder, attention="eager"):
@@ -226,7 +210,7 @@ def test_their_dynamic_cache_is_wrong_at_a_window_of_one(tmp_path):
     assert generated(theirs, prompts(), "static") == answers
 
 
-RUN = {"transformers": "run here", "vLLM": "believed", "llama.cpp": "run here"}
+RUN = {"transformers": "run here", "vLLM": "run here", "llama.cpp": "run here"}
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
@@ -247,12 +231,17 @@ def test_the_matrix_of_the_docs_is_what_programs_say():
             assert all(reason in PAGE for reason in opens.reasons), opens
 
 
-def test_what_vllm_alone_refuses():
-    """A head that is not width / heads opens in transformers, which reads `head_dim`, and nowhere else."""
+def test_a_head_that_is_not_width_over_heads():
+    """Opens where `head_dim` is read."""
     theirs, vllm, llama = programs(ModelConfig.variant("rnope-swa", "tiny", head_size=14))
-    assert theirs.architecture == "Cohere2ForCausalLM"
-    assert vllm.architecture is None and "32 / 4" in vllm.reasons[0]
+    assert theirs.architecture == vllm.architecture == "Cohere2ForCausalLM"
     assert llama.architecture is None and "head_size = 14" in llama.reasons[0]
+
+
+def test_a_window_that_vllm_alone_refuses():
+    theirs, vllm, _ = programs(ModelConfig.variant("rnope-swa", "tiny", window=1))
+    assert theirs.architecture == "Cohere2ForCausalLM"
+    assert vllm.architecture is None and "window of 1 token" in vllm.reasons[0]
 
 
 def test_layers_that_llama_cpp_alone_refuses():

@@ -1,6 +1,6 @@
 """What opens a model besides `rnope`: transformers, vLLM and llama.cpp, each with its name for the model or why not.
 
-It asks `mapping` and `gguf` what their formats can say and adds what vLLM asks for. It runs none of the programs and
+It asks `mapping` and `gguf` what their formats can say and adds what vLLM cannot do. It runs none of the programs and
 knows no versions: those, and what was run, stand in docs/serving.md.
 """
 
@@ -34,11 +34,11 @@ def _transformers(config: ModelConfig) -> Opens:
 
 
 def _vllm(config: ModelConfig) -> Opens:
-    """As its model_executor/models/commandr.py has it: one class for both architectures, `head_dim` not read."""
+    """As its model_executor/models/commandr.py has it: one class for both architectures, windows one token wider."""
     theirs = _transformers(config)
     reasons = theirs.reasons
-    if config.heads * config.head_size != config.width:
-        reasons += (f"vLLM takes width / heads, {config.width} / {config.heads}, for the size of a head.",)
+    if any(spec.window == 1 for spec in config.layers):
+        reasons += ("It has a window of 1 token; vLLM adds one to the window of the folder, which must be 1 or more.",)
     return Opens(program="vLLM", architecture=None if reasons else theirs.architecture, reasons=reasons)
 
 

@@ -5,7 +5,6 @@ It needs llama.cpp itself: ``pip install llama-cpp-python``, built from source i
 
 import ctypes
 import json
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from rnope.hf.gguf import export_gguf
 from rnope.model.decoder import Decoder
 from rnope.model.spec import LayerSpec
 from rnope.testing import tiny_model
+from rnope.testing.llama import divergence, llama_logits, opened, our_logits, reading, silenced
 from rnope.tokenizer import LLAMA3, QWEN2, Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -31,74 +31,8 @@ SAID = (
 
 @pytest.fixture(scope="module")
 def api():
-    """llama.cpp's C interface, silenced."""
-    package = pytest.importorskip("llama_cpp")
-    silent = package.llama_log_callback(lambda level, text, data: None)
-    package.llama_log_set(silent, ctypes.c_void_p(0))
-    package.llama_backend_init()
-    yield package
-    package.llama_log_set(package.llama_log_callback(0), ctypes.c_void_p(0))
-
-
-@contextmanager
-def opened(api, path):
-    parameters = api.llama_model_default_params()
-    # Plain kernels: those for AMX, in a process where torch uses AMX too, were seen to end in an illegal instruction.
-    parameters.use_extra_bufts = False
-    model = api.llama_model_load_from_file(str(path).encode(), parameters)
-    assert model, path
-    try:
-        yield model
-    finally:
-        api.llama_model_free(model)
-
-
-@contextmanager
-def reading(api, model, *, tokens=512, ubatch=64):
-    """A function: ids, and the position of the first -> logits [ids, vocab]. Float32 cache, no flash attention."""
-    parameters = api.llama_context_default_params()
-    parameters.n_ctx = parameters.n_batch = tokens
-    parameters.n_ubatch = ubatch
-    parameters.swa_full = False  # the default keeps every key of windowed layers
-    parameters.n_threads = parameters.n_threads_batch = 1
-    parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    parameters.type_k = parameters.type_v = api.GGML_TYPE_F32
-    context = api.llama_init_from_model(model, parameters)
-    batch = api.llama_batch_init(tokens, 0, 1)
-    width = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
-
-    def read(ids, start):
-        batch.n_tokens = len(ids)
-        for row, token in enumerate(ids):
-            batch.token[row], batch.pos[row], batch.logits[row] = int(token), start + row, 1
-            batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
-        assert api.llama_decode(context, batch) == 0
-        return np.ctypeslib.as_array(api.llama_get_logits(context), (len(ids), width)).copy()
-
-    try:
-        yield read
-    finally:
-        api.llama_batch_free(batch)
-        api.llama_free(context)
-
-
-def llama_logits(api, path, ids, *, prefill=None, ubatch=64, tokens=512):
-    """Next-token logits [t, vocab] of `ids` [t]: the first `prefill` (None: all) in one batch, the others one by one."""
-    count = len(ids)
-    prefill = count if prefill is None else prefill
-    with opened(api, path) as model, reading(api, model, ubatch=ubatch, tokens=tokens) as read:
-        return np.concatenate([read(ids[:prefill], 0), *(read(ids[i : i + 1], i) for i in range(prefill, count))])
-
-
-def our_logits(model, ids):
-    with torch.no_grad():
-        return model(torch.as_tensor(ids)[None])[0].float().numpy()
-
-
-def divergence(ours, theirs):
-    """KL(ours || theirs) at each position, in nats."""
-    p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (ours, theirs))
-    return (p.exp() * (p - q)).sum(-1).clamp(min=0).numpy()
+    with silenced(pytest.importorskip("llama_cpp")) as package:
+        yield package
 
 
 def some_ids(count, vocab_size=97):

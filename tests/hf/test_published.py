@@ -130,7 +130,10 @@ TYPES = ["sliding_attention"] * 3 + ["full_attention"]
         {"layer_types": TYPES * 8, "layer_switch": None, "sliding_window_pattern": None},
         {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}},
         {"rope_parameters": {"sliding_attention": {"rope_theta": 50000}, "full_attention": None}},
-        {"rope_theta": None, "rope_parameters": {t: {"rope_type": "default", "rope_theta": 5e4} for t in sorted(set(TYPES))}},
+        {
+            "rope_theta": None,
+            "rope_parameters": {t: {"rope_type": "default", "rope_theta": 5e4} for t in sorted(set(TYPES))},
+        },
         {"rope_theta": None, "rope_scaling": {"type": "default", "rope_theta": 5e4}},
         {"rotary_pct": 1, "partial_rotary_factor": 1.0, "use_parallel_embedding": True, "quantization_config": None},
     ],

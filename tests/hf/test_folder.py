@@ -100,6 +100,8 @@ def test_the_card_says_what_opens_it(tmp_path):
         "0–2  rope θ 10,000, window 5",
         "from_pretrained",
         '"seed": 0',
+        """vLLM: as `Cohere2ForCausalLM`, with `--hf-overrides '{"sliding_window": 4}'`""",
+        "llama.cpp: as `cohere2`\n",
     ):
         assert words in card
     assert "AutoTokenizer" not in card

@@ -6,7 +6,7 @@ from typing import Any
 
 from rnope.hf.keys import context_key, unknown_keys
 from rnope.hf.mapping import ARCHITECTURES, obstacles
-from rnope.hf.programs import programs
+from rnope.hf.programs import Opens, programs
 from rnope.model.accounting import cache_bytes, parameters
 from rnope.model.spec import ModelConfig
 
@@ -108,11 +108,7 @@ def model_card(
             and_tokenizer=", AutoTokenizer" if with_tokenizer else "",
             tokenizer_line='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if with_tokenizer else "",
         )
-    others = [
-        f"- {opened.program}: " + (f"as `{opened.architecture}`" if opened.architecture else " ".join(opened.reasons))
-        for opened in programs(config)
-        if opened.program != "transformers"
-    ]
+    others = [f"- {opened.program}: {_how(opened)}" for opened in programs(config) if opened.program != "transformers"]
     context, provenance = raw[context_key(raw)], raw["rnope"]["provenance"]
     return _CARD.format(
         library="rnope" if kind == "rnope" else "transformers",
@@ -134,6 +130,12 @@ def model_card(
         keys=keys,
         provenance=f"```json\n{_json(provenance)}\n```" if provenance else "Not recorded.",
     )
+
+
+def _how(opened: Opens) -> str:
+    if opened.architecture is None:
+        return " ".join(opened.reasons)
+    return f"as `{opened.architecture}`" + (f", with `{opened.options}`" if opened.options else "")
 
 
 def _json(value: Mapping[str, Any]) -> str:

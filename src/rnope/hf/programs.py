@@ -1,7 +1,7 @@
 """What opens a model besides `rnope`: transformers, vLLM and llama.cpp, each with its name for the model or why not.
 
-It asks `mapping` and `gguf` what their formats can say and adds what vLLM cannot do. It runs none of the programs and
-knows no versions: those, and what was run, stand in docs/serving.md.
+It asks `mapping` and `gguf` what their formats can say and adds what is vLLM's own. It runs none of the programs: what was
+run, and in which versions, stands in docs/serving.md.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ class Opens:
     """The program's name for the model; None where it cannot open it."""
     reasons: tuple[str, ...] = ()
     """Why it cannot, a sentence each."""
+    options: str = ""
+    """What the program must be told on its command line to compute the same."""
 
 
 def programs(config: ModelConfig) -> tuple[Opens, ...]:
@@ -34,12 +36,15 @@ def _transformers(config: ModelConfig) -> Opens:
 
 
 def _vllm(config: ModelConfig) -> Opens:
-    """As its model_executor/models/commandr.py has it: one class for both architectures, windows one token wider."""
+    """As its model_executor/models/commandr.py has it since 0.29: one class for both architectures, windows one wider."""
     theirs = _transformers(config)
-    reasons = theirs.reasons
-    if any(spec.window == 1 for spec in config.layers):
+    reasons, window = theirs.reasons, max((spec.window or 0 for spec in config.layers), default=0)
+    if window == 1:
         reasons += ("It has a window of 1 token; vLLM adds one to the window of the folder, which must be 1 or more.",)
-    return Opens(program="vLLM", architecture=None if reasons else theirs.architecture, reasons=reasons)
+    if reasons:
+        return Opens(program="vLLM", architecture=None, reasons=reasons)
+    options = f"--hf-overrides '{{\"sliding_window\": {window - 1}}}'" if window else ""
+    return Opens(program="vLLM", architecture=theirs.architecture, options=options)
 
 
 def _llama_cpp(config: ModelConfig) -> Opens:

@@ -60,16 +60,17 @@ class FakeServer:
                     fake.open += 1
                     fake.most = max(fake.most, fake.open)
                 try:
-                    self.answer(fake.behave(number, self.path, body))
+                    reply = fake.behave(number, self.path, body)
+                    if reply.wait is not None:
+                        reply.wait.wait(10)
                 finally:
-                    with fake._lock:
+                    with fake._lock:  # before the answer: who has it may ask again at once
                         fake.open -= 1
+                self.answer(reply)
 
             do_GET = do_POST
 
             def answer(self, reply):
-                if reply.wait is not None:
-                    reply.wait.wait(10)
                 if reply.reset:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.close_connection = True

@@ -3,8 +3,8 @@
 import io
 import json
 import shutil
+import sys
 import tomllib
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,9 @@ from rnope.errors import ConfigError
 from rnope.files import exclusive
 from rnope.results import Results
 from rnope.strict import to_plain
+
+sys.path.insert(0, str(Path(__file__).parent))
+from at_once import Here
 
 QUICK = """
 name = "quick"
@@ -59,23 +62,6 @@ summary = "no positions"
 stages = ["pretrain"]
 seeds = [0]
 """
-
-
-class Here:
-    """An executor that does at once what it is given."""
-
-    _processes = None
-
-    def __init__(self, workers, *, mp_context, initializer, initargs):
-        pool._ticks = initargs[0]
-
-    def submit(self, job, *args):
-        future = Future()
-        future.set_result(job(*args))
-        return future
-
-    def shutdown(self, **_):
-        pass
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 import io
 import json
+import sys
 import tomllib
-from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from rnope.report.gate import Gate
 from rnope.report.tables import stages
 from rnope.results import Results
 from rnope.strict import to_plain
+
+sys.path.insert(0, str(Path(__file__).parent))
+from at_once import Here
 
 UPTRAIN = """
 name = "uptrain"
@@ -85,20 +89,6 @@ def made(**change):
 @pytest.fixture
 def run(place, monkeypatch):
     """Runs the recipe into a folder, its jobs in this process."""
-
-    class Here:
-        _processes = None
-
-        def __init__(self, workers, *, mp_context, initializer, initargs):
-            pool._ticks = initargs[0]
-
-        def submit(self, job, *args):
-            future = Future()
-            future.set_result(job(*args))
-            return future
-
-        def shutdown(self, **_):
-            pass
 
     monkeypatch.setattr(pool, "ProcessPoolExecutor", Here)
     monkeypatch.setattr("rnope.compare.run.write_report", lambda results, out: [])

@@ -3,6 +3,7 @@
 import os
 import sys
 import tracemalloc
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -18,6 +19,9 @@ from rnope.model.spec import LayerSpec
 from rnope.testing import tiny_model
 from rnope.tokenizer import Tokenizer
 
+sys.path.insert(0, str(Path(__file__).parent))
+from weights_kit import lively
+
 SAID = {
     "rope": "command-r", "nope": "command-r", "rnope": "cohere2", "rnope-swa": "cohere2", "rnope-swa-1to1": "cohere2",
     "rnope-swa-1to7": "cohere2", "rnope-swa-full-first": "cohere2", "rnope-1to3": "cohere2", "swa-only": "cohere2",
@@ -31,16 +35,6 @@ def read(path):
     facts = {key: field.contents() for key, field in reader.fields.items()}
     tensors = {t.name: (t.tensor_type.name, gguf.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
     return facts, tensors
-
-
-def lively(variant="rnope-swa", **overrides):
-    """A tiny model whose norms are not all one."""
-    model = tiny_model(variant, **overrides)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(parameter.numel()))
-    return model
 
 
 def with_layers(*layers, **overrides):

@@ -5,6 +5,8 @@ It needs llama.cpp itself: ``pip install llama-cpp-python``, built from source i
 
 import ctypes
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,9 @@ from rnope.model.spec import LayerSpec
 from rnope.testing import tiny_model
 from rnope.testing.llama import divergence, llama_logits, opened, our_logits, reading, silenced
 from rnope.tokenizer import LLAMA3, QWEN2, Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from weights_kit import lively
 
 pytestmark = pytest.mark.slow
 
@@ -37,16 +42,6 @@ def api():
 
 def some_ids(count, vocab_size=97):
     return np.random.default_rng(count).integers(vocab_size, size=count)
-
-
-def lively(variant="rnope-swa", **overrides):
-    """A tiny model whose norms are not all one."""
-    model = tiny_model(variant, **overrides)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(parameter.numel()))
-    return model
 
 
 WINDOWED, NOPE = LayerSpec(position="rope", theta=1e4, window=5), LayerSpec(position="nope")

@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "intervals": set(),
     "memory": set(),
     "units": {"errors"},
     "workers": set(),
@@ -31,17 +32,17 @@ ALLOWED = {
         "data", "parallel", "rnope",
     },
     "evals": {
-        "errors", "strict", "files", "units", "commands", "config", "results", "tokenizer", "model", "hf", "generate",
-        "data", "report", "rnope",
+        "errors", "intervals", "strict", "files", "units", "commands", "config", "results", "tokenizer", "model", "hf",
+        "generate", "data", "report", "rnope",
     },
     "analysis": {
-        "errors", "strict", "files", "memory", "units", "results", "tokenizer", "model", "hf", "generate", "data", "evals",
-        "report",
+        "errors", "intervals", "strict", "files", "memory", "units", "results", "tokenizer", "model", "hf", "generate",
+        "data", "evals", "report",
     },
-    "report": {"files", "results", "units"},
+    "report": {"files", "intervals", "results", "units"},
     "complete": {"errors", "messages", "tokenizer", "kernels", "model", "generate", "hf", "units"},
     "compare": {
-        "errors", "strict", "files", "workers", "spec", "config", "results", "tokenizer", "kernels", "model", "hf",
+        "errors", "intervals", "strict", "files", "workers", "spec", "config", "results", "tokenizer", "kernels", "model", "hf",
         "generate", "data", "parallel", "evals", "analysis", "report", "rnope",
     },
     "bench": {

@@ -12,7 +12,7 @@ from rnope.data.needles import WORDS, Haystack, NeedleTask, for_choosing, held_o
 from rnope.data.words import KEYS, VALUES
 from rnope.evals.ruler.tasks import NOISE
 from rnope.evals.ruler.tasks import TASKS as RULER
-from rnope.results import wilson
+from rnope.intervals import wilson
 from rnope.tokenizer import Tokenizer
 
 VOCAB = 1024

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rnope.compare.verdicts import differences, judge, paired_difference
-from rnope.results import Cell, MassRow, Model, NeedleRow, Results, wilson
+from rnope.intervals import wilson
+from rnope.results import Cell, MassRow, Model, NeedleRow, Results
 
 DEPTHS, CONTEXTS = 11, 20
 LENGTHS = (128, 256, 2048)

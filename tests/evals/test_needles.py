@@ -10,7 +10,7 @@ from rnope.config import Needles
 from rnope.data.needles import WORDS, Haystack, NeedleTask
 from rnope.evals import needles
 from rnope.evals.needles import ROWS, Prompts, answers, needle_row
-from rnope.results import wilson
+from rnope.intervals import wilson
 from rnope.testing import tiny_model
 from rnope.tokenizer import Tokenizer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rnope.intervals import wilson
 from rnope.report import draw, write_report
 from rnope.results import (
     Cell,
@@ -26,7 +27,6 @@ from rnope.results import (
     TaskRow,
     Trial,
     Verdict,
-    wilson,
 )  # fmt: skip
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from rnope.intervals import wilson
 from rnope.report import figures
 from rnope.report.gate import THRESHOLD, Gate, standing
 from rnope.report.page import render
-from rnope.results import Results, wilson
+from rnope.results import Results
 
 ARM, SEED = "swa-rope", 1
 

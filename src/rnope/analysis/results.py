@@ -13,7 +13,7 @@ import numpy as np
 
 from rnope.evals.results import ModelFacts, load_plain
 from rnope.files import write_text
-from rnope.results import student
+from rnope.intervals import student
 from rnope.strict import to_plain
 
 VERSION = 1

@@ -12,8 +12,9 @@ from rnope.analysis.probe import Marks, Reading, probe
 from rnope.analysis.rows import Rows
 from rnope.analysis.samples import Sample, task_sample
 from rnope.data.needles import Haystack, NeedleTask
+from rnope.intervals import student
 from rnope.model.decoder import Decoder
-from rnope.results import SEGMENTS, MassRow, SpreadRow, student
+from rnope.results import SEGMENTS, MassRow, SpreadRow
 
 PLACES = 80
 """Of a distribution over positions, at most."""

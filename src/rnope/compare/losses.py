@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from rnope.data.needles import Ids
 from rnope.evals.perplexity.buckets import edges
+from rnope.intervals import student
 from rnope.model.decoder import Decoder
-from rnope.results import LossBin, LossRow, student
+from rnope.results import LossBin, LossRow
 
 _LOGIT_ROWS = 2048
 """Rows put through the head at once: all of a long window's logits would not fit."""

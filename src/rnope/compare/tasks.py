@@ -12,8 +12,9 @@ from rnope.config import TASKS, TaskName
 from rnope.data.needles import UNIT_TOKENS, Context, Haystack, NeedleTask
 from rnope.evals.needles import answers
 from rnope.evals.ruler.tasks import NOISE
+from rnope.intervals import wilson
 from rnope.model.decoder import Decoder
-from rnope.results import TaskRow, wilson
+from rnope.results import TaskRow
 from rnope.tokenizer import Tokenizer
 
 UNREAD = {

@@ -14,8 +14,9 @@ import torch
 
 from rnope import config
 from rnope.data.needles import UNIT_TOKENS, Context, Haystack, Ids, NeedleTask
+from rnope.intervals import wilson
 from rnope.model.decoder import Decoder
-from rnope.results import Cell, NeedleRow, wilson
+from rnope.results import Cell, NeedleRow
 
 Row = Literal["standard", "unseen-keys", "no-needle", "needle-only"]
 ROWS: tuple[Row, ...] = get_args(Row)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 
+from rnope.intervals import wilson
 from rnope.report import paper, who, words
 from rnope.report.blocks import Cell, Table, table
 from rnope.report.gate import Gate
 from rnope.report.measures import mass_cell, value_cell
 from rnope.report.paper import PaperTable
 from rnope.report.tables import arm_cell, folded_score, seeds_said
-from rnope.results import MassRow, TaskRow, wilson
+from rnope.results import MassRow, TaskRow
 
 UNTESTABLE = Cell("–", "not testable", "not-testable")
 FINE_TUNED = 65_536

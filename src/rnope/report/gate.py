@@ -8,19 +8,9 @@ counted and shown among those that did not learn. Every section of the page asks
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from rnope.intervals import wilson
 from rnope.report import words
-from rnope.results import (
-    Cell,
-    LossRow,
-    MassRow,
-    NeedleRow,
-    PairedDifference,
-    Results,
-    SpreadRow,
-    TaskRow,
-    Verdict,
-    wilson,
-)
+from rnope.results import Cell, LossRow, MassRow, NeedleRow, PairedDifference, Results, SpreadRow, TaskRow, Verdict
 
 THRESHOLD = 9.5
 """What the lower 95 % Wilson bound must reach, of 10, at the trained length (SPEC R)."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+from rnope.intervals import wilson
 from rnope.report import paper, who, words
 from rnope.report.blocks import Cell, Table, table
 from rnope.report.curves import offsets
 from rnope.report.gate import THRESHOLD, Gate
-from rnope.results import NeedleRow, wilson
+from rnope.results import NeedleRow
 
 ROW_NAMES = {
     "no-needle": "no needle in the context: must be near 0",

@@ -23,7 +23,7 @@ from rnope import recipes
 from rnope.compare.preview import preview
 from rnope.config import Arm, Needles, Optimizer, Pair, Recipe, Setting, Stage, Sweep
 from rnope.errors import ConfigError, UserError, shown, unknown
-from rnope.hf.folder import read_config
+from rnope.hf.configs import read_config
 from rnope.hf.mapping import from_hf, to_hf
 from rnope.model.spec import SIZES, VARIANTS, Init, LayerSpec, ModelConfig
 from rnope.results import VERSION, Cell, MassRow, Model, NeedleRow, Results, StageRun, Trial

@@ -16,7 +16,7 @@ from rnope.compare.work import Place, perform
 from rnope.config import Execution
 from rnope.data.prepare import prepare
 from rnope.errors import ConfigError
-from rnope.hf.folder import read_config
+from rnope.hf.configs import read_config
 from rnope.model.accounting import activation_bytes, loss_bytes, parameters, state_bytes
 from rnope.recipes import load
 

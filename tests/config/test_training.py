@@ -173,13 +173,16 @@ def test_changes_of_theta_and_window_add_up_from_stage_to_stage():
 
 def test_a_window_for_rope_layers_leaves_the_others_as_they_are():
     config = ModelConfig.variant("rnope", size="tiny")
-    found = stage(rope_window=8).layers(config)
+    found = stage(rope_window=8).changed(config).layers
     assert found == (LayerSpec(position="nope"), LayerSpec(position="rope", theta=1e4, window=8)) * 2
     # A NoPE layer in a window is no RoPE layer.
     config = config.with_layers((LayerSpec(position="nope", window=3), *config.layers))
-    assert stage(rope_window=8).layers(config)[0] == LayerSpec(position="nope", window=3)
-    assert stage(window=8).layers(config)[0].window == 8 and stage(window=8).layers(config)[2].window is None
-    assert stage().layers(config) == config.layers
+    assert stage(rope_window=8).changed(config).layers[0] == LayerSpec(position="nope", window=3)
+    assert (
+        stage(window=8).changed(config).layers[0].window == 8
+        and stage(window=8).changed(config).layers[2].window is None
+    )
+    assert stage().changed(config).layers == config.layers
 
 
 def test_a_window_may_follow_one_that_a_stage_gave():

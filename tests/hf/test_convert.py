@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM
 import rnope
 from rnope.cli import run
 from rnope.errors import ConfigError, UserError
+from rnope.hf.configs import read_config, read_provenance
 from rnope.hf.convert import conversion, convert
-from rnope.hf.folder import read_config, read_provenance, save
+from rnope.hf.folder import save
 from rnope.hf.weights import digest
 from rnope.testing import tiny_model
 from rnope.tokenizer import Tokenizer

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 import rnope
 from rnope.errors import ConfigError, UserError
-from rnope.hf.folder import load, read_config, read_provenance, save, save_state
+from rnope.hf.configs import read_config, read_provenance
+from rnope.hf.folder import load, save, save_state
 from rnope.model.decoder import Decoder
 from rnope.model.spec import VARIANTS, LayerSpec, ModelConfig
 from rnope.testing import tiny_model

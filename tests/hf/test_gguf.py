@@ -12,7 +12,8 @@ import torch
 
 from rnope import cli
 from rnope.errors import ConfigError, UserError
-from rnope.hf.folder import read_context_tokens, save
+from rnope.hf.configs import read_context_tokens
+from rnope.hf.folder import save
 from rnope.hf.gguf import FULL_SPAN, architecture, export_gguf, tensor_names
 from rnope.model.decoder import Decoder
 from rnope.model.spec import LayerSpec

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from rnope.errors import ConfigError, UserError
-from rnope.hf.folder import load, read_config, read_stop_ids, save
+from rnope.hf.configs import read_config, read_stop_ids
+from rnope.hf.folder import load, save
 from rnope.hf.keys import unknown_keys
 from rnope.hf.mapping import to_hf
 from rnope.model.spec import VARIANTS

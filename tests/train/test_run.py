@@ -13,7 +13,7 @@ import rnope
 from rnope.data.rows import validation_rows
 from rnope.data.shards import Index, Shards
 from rnope.errors import ConfigError, UserError
-from rnope.hf.folder import read_provenance
+from rnope.hf.configs import read_provenance
 from rnope.testing import kills
 from rnope.train import loop
 from rnope.train import run as runs

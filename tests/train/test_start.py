@@ -16,8 +16,9 @@ from rnope import recipes
 from rnope.cli import run as command
 from rnope.data.shards import Index, Shards
 from rnope.errors import UserError
+from rnope.hf.configs import read_config, read_context_tokens, read_provenance
 from rnope.hf.convert import conversion, convert
-from rnope.hf.folder import read_config, read_context_tokens, read_provenance, save
+from rnope.hf.folder import save
 from rnope.hf.weights import digest
 from rnope.parallel.apply import apply, full_state
 from rnope.parallel.mesh import joined

@@ -13,7 +13,8 @@ import torch
 from rnope.errors import ConfigError, UserError
 from rnope.generate.engine import Engine
 from rnope.generate.sampling import Sampling
-from rnope.hf.folder import load, read_stop_ids
+from rnope.hf.configs import read_stop_ids
+from rnope.hf.folder import load
 from rnope.kernels import choose
 from rnope.model.accounting import parameters, prefill_flops
 from rnope.tokenizer import Tokenizer

@@ -176,12 +176,7 @@ class Stage:
         """
         if self.variant is not None:
             config = config.converted(self.variant, window=self.window)
-        return config.with_layers(
-            tuple(
-                layer.staged(theta=self.theta, window=self.window, rope_window=self.rope_window)
-                for layer in config.layers
-            )
-        )
+        return config.staged(theta=self.theta, window=self.window, rope_window=self.rope_window)
 
     @property
     def row_lengths(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rnope.config.comparison import check_name
 from rnope.errors import check
-from rnope.model.spec import LayerSpec, ModelConfig
+from rnope.model.spec import ModelConfig
 
 COUNT = 2**48
 """More than any count of steps or tokens that is meant."""
@@ -138,8 +138,6 @@ class Stage:
         """Every source of the stage, by name."""
         return tuple(sorted({portion.source for portion in (*self.mixture, *self.short_mixture)}))
 
-    def layers(self, config: ModelConfig) -> tuple[LayerSpec, ...]:
-        """`config`'s layers, those of the stage before, as this stage has them."""
-        return tuple(
-            spec.staged(theta=self.theta, window=self.window, rope_window=self.rope_window) for spec in config.layers
-        )
+    def changed(self, config: ModelConfig) -> ModelConfig:
+        """`config`, the model of the stage before, as this stage has it."""
+        return config.staged(theta=self.theta, window=self.window, rope_window=self.rope_window)

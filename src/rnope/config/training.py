@@ -149,7 +149,7 @@ class TrainingRecipe:
                     _check_changes(
                         f"stages.{stage.name}" if self.opened else where, arm.variant or self.start, stage, config
                     )
-                    config = config.with_layers(stage.layers(config))
+                    config = stage.changed(config)
             for schedule, steps in self._lengths(arm).items():
                 if steps is not None:
                     self._check_warmup(arm, schedule, steps)
@@ -240,7 +240,7 @@ class TrainingRecipe:
     def stage_configs(self, arm: Arm) -> tuple[ModelConfig, ...]:
         """The model as each stage of `arm` has it: changes of theta and window add up from stage to stage."""
         config = self.model_config(arm)
-        return tuple(config := config.with_layers(stage.layers(config)) for stage in arm.stages)
+        return tuple(config := stage.changed(config) for stage in arm.stages)
 
 
 def _check_changes(where: str, variant: str | None, stage: Stage, config: ModelConfig) -> None:

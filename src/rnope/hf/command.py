@@ -20,7 +20,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 @click.option("--no-tokenizer", is_flag=True, help="Leave FOLDER's tokenizer out: the file then takes token ids only.")
 def export(folder: Path, dtype: str | None, out: Path, no_tokenizer: bool) -> None:
     """Write the model of FOLDER in another program's format, its tokenizer and chat template inside."""
-    from rnope.hf.folder import load, read_config, read_context_tokens
+    from rnope.hf.configs import read_config, read_context_tokens
+    from rnope.hf.folder import load
     from rnope.hf.gguf import architecture, export_gguf
     from rnope.tokenizer import Tokenizer
 

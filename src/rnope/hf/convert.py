@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rnope.errors import ConfigError, UserError
-from rnope.hf.folder import load, read_config, read_context_tokens, read_provenance, refuse_foreign, save_state
+from rnope.hf.configs import read_config, read_context_tokens, read_provenance
+from rnope.hf.folder import load, refuse_foreign, save_state
 from rnope.hf.mapping import obstacles
 from rnope.hf.weights import digest
 from rnope.model.spec import ModelConfig

@@ -18,12 +18,16 @@ from rnope.errors import ConfigError, UserError
 from rnope.files import beside
 from rnope.hf import shards, weights
 from rnope.hf.card import model_card
-from rnope.hf.configs import CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_FILES, Kept, read_kept, tokenizer_content
-from rnope.hf.configs import read_config as read_config
-from rnope.hf.configs import read_context_tokens as read_context_tokens
-from rnope.hf.configs import read_model_type as read_model_type
-from rnope.hf.configs import read_provenance as read_provenance
-from rnope.hf.configs import read_stop_ids as read_stop_ids
+from rnope.hf.configs import (
+    CONFIG,
+    GENERATION,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    Kept,
+    read_config,
+    read_kept,
+    tokenizer_content,
+)  # fmt: skip
 from rnope.hf.keys import left_out
 from rnope.hf.mapping import ARCHITECTURES, tensor_names, to_hf
 from rnope.hf.reading import read_json, some

@@ -18,6 +18,7 @@ from torch import Tensor
 from rnope.errors import ConfigError, UserError, check, unknown
 from rnope.files import beside
 from rnope.hf.gguf_tokenizer import add_tokenizer
+from rnope.hf.mapping import CONTEXT_TOKENS
 from rnope.model.accounting import parameters
 from rnope.model.decoder import Decoder
 from rnope.model.spec import ModelConfig
@@ -67,7 +68,7 @@ def export_gguf(
     *,
     dtype: str | None = None,
     tokenizer: Tokenizer | None = None,
-    context_tokens: int = 8192,
+    context_tokens: int = CONTEXT_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write `model` as one GGUF file that llama.cpp opens.

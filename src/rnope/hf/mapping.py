@@ -19,6 +19,8 @@ FORMAT = 1
 """Version of the ``rnope`` block."""
 FULL_SPAN = 2**30 - 1
 """How `cohere2` is told that a RoPE layer sees everything: it has no RoPE without a window."""
+CONTEXT_TOKENS = 8192
+"""Context of a model of which nobody says it: that of the paper's pretraining."""
 UNBOUNDED = 2**29
 """A window of this many tokens or more is read as none."""
 ARCHITECTURES = {"cohere": "CohereForCausalLM", "cohere2": "Cohere2ForCausalLM", "rnope": "RnopeDecoder"}
@@ -115,7 +117,7 @@ def to_hf(
     raw |= {theirs: getattr(config, ours) for ours, theirs in NUMBERS.items()}
     raw |= {
         "num_hidden_layers": len(config.layers),
-        "max_position_embeddings": 8192,
+        "max_position_embeddings": CONTEXT_TOKENS,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,

@@ -153,6 +153,12 @@ class ModelConfig:
         """The same model with other layer facts: what a stage does when it changes theta or a window."""
         return replace(self, layers=layers)
 
+    def staged(self, *, theta: float | None, window: int | None, rope_window: int | None) -> "ModelConfig":
+        """The same model after a stage that changes so much of its layers: see `LayerSpec.staged`."""
+        return self.with_layers(
+            tuple(layer.staged(theta=theta, window=window, rope_window=rope_window) for layer in self.layers)
+        )
+
     def converted(self, variant: str, *, window: int | None = None) -> "ModelConfig":
         """The same weights with the layers of another variant: where training goes on from RoPE to the hybrid.
 

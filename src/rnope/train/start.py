@@ -8,8 +8,8 @@ from torch.distributed.tensor import DTensor
 
 from rnope.config.training import Start, TrainingRecipe
 from rnope.errors import ConfigError, UserError, check
-from rnope.hf.configs import read_kept
-from rnope.hf.folder import load, read_config, read_context_tokens, read_provenance
+from rnope.hf.configs import read_config, read_context_tokens, read_kept, read_provenance
+from rnope.hf.folder import load
 from rnope.hf.weights import digest
 from rnope.model.decoder import Decoder
 from rnope.parallel.mesh import Mesh

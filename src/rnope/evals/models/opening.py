@@ -8,7 +8,7 @@ from pathlib import Path
 from rnope.errors import ConfigError, UserError
 from rnope.evals.models.model import EvalModel
 from rnope.evals.models.transport import Address
-from rnope.hf.folder import read_model_type
+from rnope.hf.configs import read_model_type
 from rnope.hf.mapping import ARCHITECTURES
 
 FORCED = "transformers:"

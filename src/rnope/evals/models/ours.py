@@ -14,7 +14,8 @@ from rnope.evals.models.prefixes import tree
 from rnope.evals.results import ModelFacts
 from rnope.generate.cache import State
 from rnope.generate.engine import Engine
-from rnope.hf.folder import load, read_context_tokens, read_stop_ids
+from rnope.hf.configs import read_context_tokens, read_stop_ids
+from rnope.hf.folder import load
 from rnope.hf.mapping import model_type
 from rnope.model.accounting import parameters
 from rnope.tokenizer import Tokenizer
